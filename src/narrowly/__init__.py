@@ -1,0 +1,1 @@
+"""Control what a fine-tune teaches."""
