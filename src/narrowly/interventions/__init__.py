@@ -1,0 +1,40 @@
+"""Edits of activations at sites of any torch module. Everything else here is built on this."""
+
+from narrowly.interventions.attach import Attachment, attach
+from narrowly.interventions.capture import Captured, capture
+from narrowly.interventions.edits import (
+    Add,
+    Clamp,
+    Function,
+    Intervention,
+    LowRankAffine,
+    Noise,
+    ProjectOut,
+    Scale,
+    Set,
+)
+from narrowly.interventions.saving import load_interventions, save_interventions
+from narrowly.interventions.sites import Site, decoder_layers, layer, resolve, site
+
+__all__ = [
+    "Add",
+    "Attachment",
+    "Captured",
+    "Clamp",
+    "Function",
+    "Intervention",
+    "LowRankAffine",
+    "Noise",
+    "ProjectOut",
+    "Scale",
+    "Set",
+    "Site",
+    "attach",
+    "capture",
+    "decoder_layers",
+    "layer",
+    "load_interventions",
+    "resolve",
+    "save_interventions",
+    "site",
+]
