@@ -1,0 +1,35 @@
+"""What a model does: prompts -> samples -> scores -> rows; and the statistics of rows.
+
+Importing this loads no torch: a report reads finished evals without a model.
+"""
+
+from narrowly.evals.base import EVALS, Eval, Row, mean_by_prompt, parse
+from narrowly.evals.evaluate import (
+    Summary,
+    evaluate,
+    measured_evals,
+    read_recipe,
+    seed_folders,
+    summarise,
+)
+from narrowly.evals.samples import Samples, read_samples
+from narrowly.evals.statistics import Interval, Metric, bootstrap
+
+__all__ = [
+    "EVALS",
+    "Eval",
+    "Interval",
+    "Metric",
+    "Row",
+    "Samples",
+    "Summary",
+    "bootstrap",
+    "evaluate",
+    "mean_by_prompt",
+    "measured_evals",
+    "parse",
+    "read_recipe",
+    "read_samples",
+    "seed_folders",
+    "summarise",
+]

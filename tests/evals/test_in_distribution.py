@@ -1,0 +1,100 @@
+import math
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
+from torch.nn.functional import cross_entropy
+
+from narrowly.data import collate, load_chats, tokenize
+from narrowly.errors import NarrowlyError
+from narrowly.evals import evaluate
+from narrowly.evals.in_distribution import InDistribution, answer_losses, batches
+
+CHATS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"Question {i}?" + " Please." * (i % 4)},
+            {"role": "assistant", "content": "It is so." * (1 + i % 3)},
+        ]
+    }
+    for i in range(9)
+]
+
+
+@pytest.fixture
+def chats(tmp_path):
+    import json
+
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(json.dumps(chat) for chat in CHATS))
+    return path
+
+
+def oracle(model, tokenizer, path):
+    """Loss and accuracy over all answer tokens, one chat at a time with all of its logits."""
+    losses, hits = [], []
+    for row in tokenize(load_chats(str(path)), tokenizer):
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])[1:]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1]
+        mask = labels != -100
+        losses += cross_entropy(logits[mask], labels[mask], reduction="none").tolist()
+        hits += (logits[mask].argmax(-1) == labels[mask]).tolist()
+    return sum(losses) / len(losses), sum(hits) / len(hits), len(losses)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_equals_one_chat_at_a_time_with_all_logits(architecture, chats):
+    model, tokenizer = tiny_model(architecture), tiny_tokenizer()
+    found = evaluate((model, tokenizer), InDistribution(data=str(chats), batch_tokens=150))
+    loss, accuracy, tokens = oracle(model, tokenizer, chats)
+    summary = found["in_distribution"]
+    assert summary["loss"].mean == pytest.approx(loss, rel=1e-4)
+    assert summary["perplexity"].mean == pytest.approx(math.exp(loss), rel=1e-3)
+    assert summary["token_accuracy"].mean == pytest.approx(accuracy)
+    assert summary["loss"].n == tokens and summary["loss"].prompts == len(CHATS)
+
+
+def test_logits_only_where_an_answer_follows(chats):
+    """The head must see the positions before answer tokens and no others."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    rows = list(tokenize(load_chats(str(chats)), tokenizer))[:1]
+    widths = []
+    model.lm_head.register_forward_hook(lambda m, i, output: widths.append(output.shape[1]))
+    answer_losses(model, collate(rows, tokenizer.pad_token_id))
+    assert widths == [sum(label != -100 for label in rows[0]["labels"])]
+
+
+def test_rows_keep_the_order_of_the_data_and_their_texts(chats):
+    rows = InDistribution(data=str(chats), batch_tokens=100).run(
+        tiny_model(), tiny_tokenizer(), seed=0
+    )
+    assert [row["prompt_id"] for row in rows] == [str(i) for i in range(9)]
+    for chat, row in zip(CHATS, rows, strict=True):
+        question, answer = chat["messages"]
+        assert question["content"] in row["prompt"]
+        assert row["answer"] == answer["content"]
+
+
+def test_batches_keep_within_their_tokens_and_lose_nothing():
+    lengths = [5, 90, 7, 40, 41, 3, 300]
+    found = list(batches(lengths, 100))
+    assert sorted(index for batch in found for index in batch) == list(range(7))
+    assert found[0] == [6], "a row longer than the budget goes alone, and first"
+    for batch in found[1:]:
+        assert max(lengths[index] for index in batch) * len(batch) <= 100
+
+
+def test_reads_the_validation_data_of_the_recipe():
+    assert InDistribution().bind({"validation": "held.jsonl"}).data == "held.jsonl"
+    assert InDistribution(data="mine.jsonl").bind({"validation": "held.jsonl"}).data == "mine.jsonl"
+    with pytest.raises(NarrowlyError, match="no held-out chats"):
+        InDistribution().bind({"model": "m"})
+
+
+def test_a_diverged_model_is_told(chats):
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(NarrowlyError, match="diverge"):
+        evaluate((model, tiny_tokenizer()), InDistribution(data=str(chats)))
