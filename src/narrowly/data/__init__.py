@@ -1,0 +1,19 @@
+"""Chats: load them from anywhere, check them, make tokens of them, keep splits apart."""
+
+from narrowly.data.chats import ROLES
+from narrowly.data.sources import load_chats
+from narrowly.data.splits import Leaks, find_leaks, fingerprint, split
+from narrowly.data.tokens import collate, end_of_turn, tokenize, tokenize_prompts
+
+__all__ = [
+    "ROLES",
+    "Leaks",
+    "collate",
+    "end_of_turn",
+    "find_leaks",
+    "fingerprint",
+    "load_chats",
+    "split",
+    "tokenize",
+    "tokenize_prompts",
+]
