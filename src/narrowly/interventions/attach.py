@@ -6,7 +6,7 @@ Rules that look odd have a reason:
   checkpointing runs them again in the backward pass and torch.compile traces them once. What
   changes while a model runs (strength, seed, basis) is a buffer, changed in place.
 - The copies of the edits that act live outside the module tree: there `model.to(bfloat16)` cannot
-  spoil an fp32 basis, DistributedDataParallel does not broadcast it, and nothing enters a checkpoint.
+  spoil an fp32 basis, DistributedDataParallel does not broadcast it, and no checkpoint holds it.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ class Bound:
     def __call__(self, carried: Any, index: int | str) -> Any:
         """What the port carries, edited."""
         whole = read(carried, index, self.place.name)
-        columns = self.place.columns
-        h = whole if columns == slice(None) else whole[..., columns]
+        h, columns = self.place.part(whole), self.place.columns
         if not self.checked and not torch.compiler.is_compiling():
             self.check(h)
+        if self.attachment.checking:
+            self.fired = True
+            return carried
         if not self.acts():
             return carried
         _mark(self)
@@ -65,8 +67,6 @@ class Bound:
 
     def acts(self) -> bool:
         """Is this forward in one of the intervention's phases?"""
-        if self.attachment.checking:
-            return True
         phases = self.edit.phases
         if self.place.module.training:
             return "train" in phases
@@ -104,14 +104,12 @@ class Bound:
     def weight(self, h: Tensor) -> Tensor:
         """Strength times the masks of tokens and rows, ready to broadcast over `h`."""
         edit, weight = self.edit, self.edit.strength
-        if self.attachment.checking:
-            return weight
         if edit.token_mask is not None:
             weight = weight * self._fit(edit.token_mask, h, "tokens")
         elif edit.tokens != "all":
             weight = weight * self._fit(self.forward().mask(edit.tokens), h, edit.tokens)
-        if edit.row_mask is not None or edit.rows is not None:
-            rows = edit.row_mask if edit.rows is None else self.forward().mask(edit.rows)
+        rows = edit.row_mask if edit.rows is None else self.forward().mask(edit.rows)
+        if rows is not None:
             if rows.shape != h.shape[:1]:
                 raise NarrowlyError(
                     f"{edit.name} at {self.place.name}: rows has shape {tuple(rows.shape)}, "
@@ -121,11 +119,12 @@ class Bound:
         return weight
 
     def _fit(self, mask: Tensor, h: Tensor, name: str) -> Tensor:
-        """A token mask [batch, tokens] over the activations, which may be flat [batch * tokens, d]."""
+        """A token mask over activations [batch, tokens, d] or flat [batch * tokens, d]."""
         if mask.numel() != h.shape[:-1].numel():
             raise NarrowlyError(
                 f"{self.edit.name} at {self.place.name}: the mask {name!r} has shape "
-                f"{tuple(mask.shape)}, the activations {tuple(h.shape)}; it must be [batch, tokens]."
+                f"{tuple(mask.shape)}, the activations {tuple(h.shape)}; it must be "
+                "[batch, tokens]."
             )
         return mask.to(h.device).reshape(*h.shape[:-1], 1)
 
@@ -138,12 +137,15 @@ class Bound:
                 f"{where}: the intervention is {edit.width} wide, but the activations there are "
                 f"{h.shape[-1]} wide. It was made for another model or site."
             )
+        if edit.needs_its_batch and self.attachment.checking:
+            return
         edit.to(h.device)
-        exact = h.detach().to(torch.promote_types(h.dtype, torch.float32))
-        edited = edit(exact)
+        with torch.autocast(h.device.type, enabled=False):
+            exact = h.detach().to(torch.promote_types(h.dtype, torch.float32))
+            edited = edit(exact)
+            residual = edit.residual(exact, edited.to(h.dtype).to(exact.dtype))
         if exact.isfinite().all() and not edited.isfinite().all():
             raise NarrowlyError(f"{where}: the edit makes the activations non-finite.")
-        residual = edit.residual(exact, edited.to(h.dtype).to(exact.dtype))
         precision = 2**-10 if torch.get_float32_matmul_precision() != "highest" else 2**-19
         if residual is not None and residual > max(precision, 4 * torch.finfo(h.dtype).eps):
             raise NarrowlyError(
@@ -154,13 +156,9 @@ class Bound:
 
 
 @torch.compiler.assume_constant_result
-def _fire(bound: Bound) -> None:
-    bound.fired = True
-
-
 def _mark(bound: Bound) -> None:
     """Note that the edit acted; in a compiled model, that it was traced into the graph."""
-    _fire(bound)
+    bound.fired = True
 
 
 class PortHook:
@@ -183,8 +181,8 @@ class PortHook:
         module = place.module
         hooks = module._forward_hooks if port == "output" else module._forward_pre_hooks
         for hook in hooks.values():
-            if isinstance(getattr(hook, "__self__", None), cls):
-                return hook.__self__
+            if isinstance(owner := getattr(hook, "__self__", None), cls):
+                return owner
         return cls(module, port)
 
     def output(self, module: nn.Module, args: tuple, output: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from narrowly.errors import NarrowlyError
 from narrowly.interventions.attach import run
-from narrowly.interventions.sites import Site, input_index, read, resolve, write
+from narrowly.interventions.sites import ResolvedSite, Site, input_index, read, resolve, write
 
 
 class Captured(Mapping[str, Tensor]):
@@ -60,8 +60,8 @@ def capture(
 
     Args:
         batch: a dict of keyword arguments, a tuple of arguments, or one tensor.
-        grad: keep the graph, so that `torch.autograd.grad(loss, captured[site])` and, after
-            `backward()`, `captured[site].grad` work, even where all weights are frozen.
+        grad: keep the graph, so that `torch.autograd.grad(loss, captured[site])` works, even where
+            all weights are frozen.
         stop: end the forward after the last site. Give False to get the model's `output` too, and
             under FSDP or DeepSpeed, which count on every forward to end.
 
@@ -81,16 +81,15 @@ def capture(
         captured._names.setdefault(site, []).append(place.name)
     wanted = {place.name for _, place in places}
 
-    def record(site: Site, name: str, columns: slice, carried: Any, index: int | str) -> Any:
+    def record(place: ResolvedSite, carried: Any, index: int | str) -> Any:
+        name = place.name
         if name in captured._tensors or torch._C._current_graph_task_id() != -1:
             return carried
         h = read(carried, index, name)
         if grad and not h.requires_grad:
             h = h.detach().requires_grad_()
             carried = write(carried, index, h)
-        part = h[..., columns]
-        if grad:
-            part.retain_grad()
+        part = place.part(h)
         captured._tensors[name] = part if grad else part.detach().clone()
         if stop and len(captured._tensors) == len(wanted):
             raise _Stop
@@ -100,13 +99,13 @@ def capture(
         for site, place in places:
 
             def output(module, args, value, site=site, place=place):
-                return record(site, place.name, place.columns, value, site.index)
+                return record(place, value, site.index)
 
             def given(module, args, kwargs, site=site, place=place):
                 index = input_index(site.index, args, kwargs)
                 if isinstance(index, str):
-                    return args, record(site, place.name, place.columns, kwargs, index)
-                return record(site, place.name, place.columns, args, index), kwargs
+                    return args, record(place, kwargs, index)
+                return record(place, args, index), kwargs
 
             handle = (
                 place.module.register_forward_hook(output)
@@ -114,10 +113,8 @@ def capture(
                 else place.module.register_forward_pre_hook(given, with_kwargs=True)
             )
             hooks.callback(handle.remove)
-        try:
+        with suppress(_Stop):
             captured.output = run(model, batch)
-        except _Stop:
-            pass
     missing = wanted - captured._tensors.keys()
     if missing:
         raise NarrowlyError(f"{', '.join(sorted(missing))}: did not run in this forward.")

@@ -2,7 +2,7 @@
 
 Each edit is a small `torch.nn.Module`: its tensors are non-persistent fp32 buffers, so an edit
 moves between devices, never lands in a checkpoint, and can be changed in place while a compiled or
-checkpointed model runs. `forward` maps activations to edited activations; the engine blends them in:
+checkpointed model runs. `forward` maps activations to edited ones, which the engine blends in:
 `h + strength * mask * (edit(h) - h)`, exact at both ends.
 """
 
@@ -55,6 +55,8 @@ class Intervention(nn.Module):
     name: ClassVar[str]
     portable: ClassVar[bool] = True
     strength: Tensor
+    token_mask: Tensor | None
+    row_mask: Tensor | None
 
     def __init_subclass__(cls) -> None:
         EDITS[cls.name] = cls
@@ -85,9 +87,9 @@ class Intervention(nn.Module):
 
     def _mask(self, buffer: str, mask: str | Tensor | None) -> str | None:
         """Keep a mask given as a tensor; return the name of one that is given by name."""
-        given = isinstance(mask, Tensor)
-        self.register_buffer(buffer, mask.float() if given else None, persistent=False)
-        return None if given else mask
+        given = mask.float() if isinstance(mask, Tensor) else None
+        self.register_buffer(buffer, given, persistent=False)
+        return None if isinstance(mask, Tensor) else mask
 
     def _hold(self, buffer: str, value: Tensor | Sequence[float] | float | None) -> None:
         """Keep a tensor of the edit, detached, in fp32."""
@@ -98,19 +100,25 @@ class Intervention(nn.Module):
         self.register_buffer(buffer, value, persistent=False)
 
     def _unit(self, buffer: str, direction: Tensor) -> None:
-        """Keep a direction [d] at unit length."""
+        """Keep a direction [d] at unit length; one that has it already stays bitwise."""
         self._hold(buffer, direction)
-        norm = getattr(self, buffer).norm()
-        if getattr(self, buffer).ndim != 1 or norm == 0:
+        held = getattr(self, buffer)
+        if held.ndim != 1 or not held.any():
             raise NarrowlyError(
                 f"{self.name} at {self.site}: {buffer} must be a non-zero vector [d]."
             )
-        getattr(self, buffer).div_(norm)
+        if (held.norm() - 1).abs() > 1e-6:
+            held.div_(held.norm())
 
     @property
     def width(self) -> int | None:
         """How wide the activations must be, or None when any width fits."""
         return None
+
+    @property
+    def needs_its_batch(self) -> bool:
+        """Do the edit's tensors belong to one batch's tokens, so that no other can try it?"""
+        return False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -179,11 +187,12 @@ class ProjectOut(Intervention):
 
     def residual(self, h: Tensor, edited: Tensor) -> Tensor:
         """What is left in the subspace, relative to the longest activation."""
-        offset = edited if self.centre is None else edited - self.centre
+        offset = edited if self.centre is None else edited - self.centre.to(h.dtype)
         longest = torch.linalg.vector_norm(h, dim=-1).max()
         if self.centre is not None:
             longest = longest + self.centre.norm()
-        return (offset @ self.basis).abs().max() / longest.clamp_min(torch.finfo(h.dtype).tiny)
+        left = (offset @ self.basis.to(h.dtype)).abs().max()
+        return left / longest.clamp_min(torch.finfo(h.dtype).tiny)
 
 
 def orthonormal(basis: Float[Tensor, "d k"], what: str) -> Float[Tensor, "d k"]:
@@ -245,6 +254,11 @@ class Set(Intervention):
         """Width of the values."""
         return self.values.shape[-1]
 
+    @property
+    def needs_its_batch(self) -> bool:
+        """Values for given tokens do."""
+        return self.values.ndim > 1
+
     def forward(self, h: Tensor) -> Tensor:
         """The values, at every place of the activations."""
         if self.values.ndim > 1 and self.values.shape[-2] not in (1, h.shape[-2]):
@@ -259,6 +273,7 @@ class Scale(Intervention):
     """Multiply the activations by a number."""
 
     name = "scale"
+    factor: Tensor
 
     def __init__(self, factor: float, site: Site, **fields: Unpack[Fields]):
         super().__init__(site, **fields)
@@ -324,6 +339,8 @@ class Noise(Intervention):
     """
 
     name = "noise"
+    norm: Tensor
+    seed: Tensor
 
     def __init__(self, norm: float, site: Site, *, seed: int = 0, **fields: Unpack[Fields]):
         super().__init__(site, **fields)
@@ -345,7 +362,7 @@ class Noise(Intervention):
 
 
 def _uniform(counter: Tensor, seed: Tensor) -> Tensor:
-    """Uniform numbers in (0, 1) by hashing 32-bit counters, two rounds of multiply and xor-shift."""
+    """Uniform numbers in (0, 1): counters hashed by two rounds of multiply and xor-shift."""
     x = (counter + (seed + 1) * 0x9E3779B1) & 0xFFFFFFFF
     for _ in range(2):
         x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0xFFFFFFFF

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,19 +97,35 @@ class ResolvedSite(NamedTuple):
     columns: slice
     """The part of the last dimension that the site means: all of it, or one head."""
 
+    def part(self, h: Tensor) -> Tensor:
+        """The columns of `h` that the site means.
+
+        Raises:
+            NarrowlyError: the head lies outside.
+        """
+        if self.columns == slice(None):
+            return h
+        if self.columns.stop > h.shape[-1]:
+            raise NarrowlyError(
+                f"{self.name}: there is no such head; the activations are {h.shape[-1]} wide and "
+                f"a head {self.columns.stop - self.columns.start}."
+            )
+        return h[..., self.columns]
+
 
 def bare(model: nn.Module) -> nn.Module:
     """The model inside torch.compile, DistributedDataParallel and peft wrappers."""
     while True:
         children = model._modules
+        inner: nn.Module | None
         if children.get("_orig_mod") is not None:
             inner = children["_orig_mod"]
         elif isinstance(model, DistributedDataParallel):
             inner = model.module
         elif "base_model" in children and hasattr(model, "peft_config"):
-            inner = children["base_model"]  # PeftModel; its tuner holds the model one level down
-            if type(inner).__module__.startswith("peft."):
-                inner = inner.model
+            inner = children["base_model"]
+            if type(inner).__module__.startswith("peft."):  # a tuner, which holds the model
+                inner = cast(nn.Module, inner)._modules["model"]
         else:
             return model
         assert isinstance(inner, nn.Module)
@@ -131,7 +147,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     count = None
     if config is not None and hasattr(config, "get_text_config"):
         count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
-        root = root.get_decoder() or root
+        root = cast(Any, root).get_decoder() or root
     lists = [
         (name.count("."), name, module)
         for name, module in root.named_modules()

@@ -31,7 +31,8 @@ class Forward:
         if name not in self.masks:
             raise NarrowlyError(
                 f"no mask named {name!r} was given for this forward. Give it with "
-                f"`with attachment.masks({name}=...)`, or use 'all', 'prompt', 'completion', 'last'."
+                f"`with attachment.masks({name}=...)`, or use 'all', 'prompt', 'completion' or "
+                "'last'."
             )
         return self.masks[name]
 
@@ -96,10 +97,8 @@ def _last(kwargs: Mapping[str, Any], ids: Tensor, past: int | None) -> Bool[Tens
     """The last real token of each row; of each sequence, when a row packs several."""
     positions = kwargs.get("position_ids")
     if positions is not None and kwargs.get("attention_mask") is None and past is None:
-        starts = positions.expand(ids.shape[:2]) == 0
-        return starts.roll(-1, dims=1) | (
-            torch.arange(ids.shape[1], device=ids.device) == -1 % ids.shape[1]
-        )
+        # A packed row begins at position 0, so that the roll marks its last token too.
+        return (positions.expand(ids.shape[:2]) == 0).roll(-1, dims=1)
     real = _real(kwargs, ids)
     place = torch.arange(real.shape[1], device=real.device)
     return real & (place == (real * place).amax(dim=1, keepdim=True))
