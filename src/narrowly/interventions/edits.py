@@ -94,7 +94,7 @@ class Intervention(nn.Module):
     def _hold(self, buffer: str, value: Tensor | Sequence[float] | float | None) -> None:
         """Keep a tensor of the edit, detached, in fp32."""
         if value is not None:
-            value = torch.as_tensor(value).detach().to(torch.float32, copy=True)
+            value = torch.as_tensor(value).detach().to(torch.float32, copy=True).contiguous()
             if not value.isfinite().all():
                 raise NarrowlyError(f"{self.name} at {self.site}: {buffer} is not finite.")
         self.register_buffer(buffer, value, persistent=False)
@@ -172,7 +172,8 @@ class ProjectOut(Intervention):
         self._hold("centre", centre)
         if self.basis.ndim == 1:
             self.basis = self.basis[:, None]
-        self.basis = orthonormal(self.basis, f"{self.name} at {site}")
+        # The layout of memory decides the order of sums: contiguous, as it will be when loaded.
+        self.basis = orthonormal(self.basis, f"{self.name} at {site}").contiguous()
 
     @property
     def width(self) -> int:
