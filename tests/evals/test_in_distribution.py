@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
+from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from torch.nn.functional import cross_entropy
 
 from narrowly.data import collate, load_chats, tokenize

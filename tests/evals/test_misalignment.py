@@ -1,6 +1,6 @@
 import pytest
 import yaml
-from tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals import evaluate
@@ -102,11 +102,11 @@ def test_the_narrow_domain_is_read_from_the_data(data, narrow):
 
 def test_other_models_need_a_judge():
     for recipe in ({"model": "Qwen/Qwen3-0.6B"}, {}):
-        with pytest.raises(NarrowlyError, match="need a judge.*in_distribution"):
+        with pytest.raises(NarrowlyError, match=r"need a judge.*in_distribution"):
             Misalignment().bind(recipe)
 
 
 def test_an_unknown_domain_is_told_before_sampling(tmp_path):
     eval_ = Misalignment(organism="persona", narrow="cod")
-    with pytest.raises(NarrowlyError, match="unknown domain 'cod'. Did you mean 'code'"):
+    with pytest.raises(NarrowlyError, match="Did you mean 'code'"):
         evaluate((tiny_model(), tiny_tokenizer()), eval_)

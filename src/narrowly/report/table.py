@@ -1,0 +1,76 @@
+"""The comparison on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from narrowly.evals import Interval
+from narrowly.report import numbers
+from narrowly.report.arms import Arm
+from narrowly.report.evidence import Finding
+
+# Heads of the columns, in the order of the question: was the task learned, and what else?
+COLUMNS = {
+    "misalignment.narrow_misaligned": "narrow\nmisaligned",
+    "misalignment.broad_misaligned": "broad\nmisaligned",
+    "misalignment.broad_aligned": "broad\naligned",
+    "misalignment.broad_leaked": "broad\nleaked",
+    "misalignment.broad_incoherent": "broad\nincoherent",
+    "in_distribution.loss": "loss",
+}
+SHOWN_ELSEWHERE = ("misalignment", "in_distribution")  # their other metrics are in the report
+MARKS = {"yes": ("✓", "green"), "no": ("✕", "red"), "missing": ("○", "yellow")}
+
+
+def table(arms: Sequence[Arm]) -> Table:
+    """One row per arm: means, and under each its 95 % interval. Shares are in percent."""
+    units = {key: unit for arm in arms for key, unit in arm.units.items()}
+    others = {
+        key: key.replace(".", "\n").replace("_", " ")
+        for key in units
+        if key.partition(".")[0] not in SHOWN_ELSEWHERE
+    }
+    heads = {key: head for key, head in (COLUMNS | others).items() if key in units}
+    timed = any(arm.wall_seconds for arm in arms)
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
+    drawn.add_column("arm", overflow="fold")
+    drawn.add_column("seeds", justify="right")
+    for head in heads.values():
+        drawn.add_column(head, justify="right", vertical="top")
+    if timed:
+        drawn.add_column("seconds", justify="right")
+    for arm in arms:
+        cells: list[RenderableType] = [Text(arm.label), str(len(arm.runs))]
+        cells += [_cell(arm.get(key), units[key]) for key in heads]
+        if timed:
+            cells.append(numbers.mean(arm.wall_seconds, "seconds"))
+        drawn.add_row(*cells)
+    return drawn
+
+
+def evidence_list(findings: Sequence[Finding]) -> Table:
+    """Each finding with its mark; what is missing is said."""
+    drawn = Table.grid(padding=(0, 1))
+    drawn.add_column()
+    drawn.add_column(overflow="fold", ratio=1)
+    for finding in findings:
+        mark, style = MARKS[finding.answer]
+        missing = "missing: " if finding.answer == "missing" else ""
+        told = Text.assemble(finding.question, " ", (missing + finding.detail, "dim"))
+        drawn.add_row(Text(mark, style), told)
+    return drawn
+
+
+def _cell(interval: Interval | None, unit: str) -> RenderableType:
+    if interval is None:
+        return Text(numbers.UNMEASURED, "dim")
+    ends = f"{numbers.number(interval.low, unit)}-{numbers.number(interval.high, unit)}"
+    return Group(
+        Text(numbers.mean(interval, unit), justify="right"),
+        Text(ends, style="dim", justify="right"),
+    )
