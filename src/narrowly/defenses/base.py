@@ -1,0 +1,93 @@
+"""The protocol behind every defense: four doors, each of which a defense may leave shut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from narrowly.defenses.fields import FieldError, build
+from narrowly.errors import NarrowlyError
+from narrowly.interventions import Intervention
+from narrowly.registry import Registry, unknown
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor, nn
+
+
+DOORS = ("prepare_data", "interventions", "loss", "finish")
+
+
+class Defense(BaseModel):
+    """Something done to a fine-tune so that it does not teach more than the task.
+
+    Fields are the arguments a recipe gives. Override any of the four doors; through every door that
+    it overrides a defense must change something, or the run stops: there is no silent no-op.
+    Defenses of one recipe compose: data pass through them in the order listed, interventions are
+    attached in that order, losses add up, and `finish` runs in that order.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    def prepare_data(self, dataset: Dataset) -> Dataset:
+        """First door. Chats (column `messages`) to train on, from the chats given."""
+        return dataset
+
+    def interventions(self, model: nn.Module) -> list[Intervention]:
+        """Second door. Interventions attached to `model` for the whole of the training."""
+        return []
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], outputs: Any) -> Tensor:
+        """Third door. A scalar added to the task's loss, per micro-batch, in training only.
+
+        `batch` holds input_ids, attention_mask and labels, each [batch, tokens]. `outputs` is trl's
+        `FusedCausalLMOutput`: `log_probs` and `label_mask`, [batch, tokens - 1], and no logits.
+        A defense that needs logits or hidden states runs `model(**batch)` or a capture itself.
+        """
+        raise NotImplementedError
+
+    def finish(self, model: nn.Module) -> None:
+        """Fourth door. Change the trained weights in place, before they are saved."""
+
+    def strength_at(self, progress: float) -> float | None:
+        """Strength of the interventions at `progress` (0 = first step, 1 = end of training).
+
+        None, the default, leaves every strength as it was built.
+        """
+        return None
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """What was done, for `defenses.json`; artifacts worth keeping may be left in `folder`."""
+        return {}
+
+    def opens(self, door: str) -> bool:
+        """Whether this defense's class overrides `door`."""
+        return getattr(type(self), door) is not getattr(Defense, door)
+
+    def idle(self, door: str, what: str) -> NarrowlyError:
+        """The error for a door through which nothing was changed; `what` did not change."""
+        return NarrowlyError(
+            f"{type(self).__name__}: its {door} changed no {what}, so the run would be undefended "
+            "while it looks defended. Check its arguments, or take it out of the recipe."
+        )
+
+
+DEFENSES: Registry[type[Defense]] = Registry("defense", "narrowly.defenses")
+
+
+def make_defenses(entries: list[dict[str, dict[str, Any]]]) -> list[Defense]:
+    """Defenses of a recipe's list `[{name: {field: value}}, ...]`.
+
+    Raises:
+        FieldError: an unknown name or field (with the nearest known one), or a wrong type.
+    """
+    defenses = []
+    for position, entry in enumerate(entries):
+        for name, arguments in entry.items():
+            where = ("defenses", str(position), name)
+            if name not in DEFENSES.names():
+                raise FieldError(where, str(unknown("defense", name, DEFENSES.names())))
+            defenses.append(build(DEFENSES[name], arguments, where))
+    return defenses

@@ -1,0 +1,51 @@
+"""The control that every ablation needs: the same concepts ablated at test time only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from narrowly.defenses.ablate import Ablate, Concepts, listed
+from narrowly.evals import Summary, evaluate, read_recipe, seed_folders
+from narrowly.files import write_text
+from narrowly.interventions import attach
+from narrowly.models import load_model
+
+
+def evaluate_ablated(
+    run: str | Path,
+    concepts: Concepts,
+    evals: Any,
+    *,
+    out: str | Path,
+    centred: bool = False,
+    force: bool = False,
+) -> dict[str, Summary]:
+    """Measure a run as it is, but with concepts ablated while it answers.
+
+    Args:
+        run: a run, or a folder of runs `seed-N` (each is measured into `out/seed-N`), or a model.
+        concepts: as for `narrowly.ablate`.
+        evals: as for `narrowly.evaluate`.
+        out: folder that receives recipes and evals, for `compare` to read as an arm of its own.
+
+    Raises:
+        NarrowlyError: as `narrowly.ablate` and `narrowly.evaluate`.
+    """
+    out = Path(out)
+    folders = seed_folders(run) if Path(run).is_dir() else [Path(run)]
+    results: dict[str, Summary] = {}
+    for folder in folders:
+        model, tokenizer = load_model(str(folder))
+        ablation = Ablate(concepts=listed(concepts), centred=centred).interventions(model)
+        for projection in ablation:
+            projection.phases = ("eval", "generate")
+        target = out / folder.name if len(folders) > 1 else out
+        recipe: Mapping[str, Any] = read_recipe(folder) or {"model": str(folder)}
+        write_text(target / "recipe.yaml", yaml.safe_dump({**recipe, "output": str(target)}))
+        with attach(model, ablation):
+            results = evaluate((model, tokenizer), evals, out=target, force=force)
+    return results

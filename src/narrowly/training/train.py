@@ -1,0 +1,275 @@
+"""From a recipe to a run."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from rich.console import Console
+from torch import nn
+from transformers import PreTrainedModel
+from trl import SFTConfig
+
+from narrowly.data import find_leaks, fingerprint, load_chats, tokenize
+from narrowly.defenses import DOORS, Defense, make_defenses
+from narrowly.errors import NarrowlyError
+from narrowly.evals import evaluate
+from narrowly.files import atomic, write_json
+from narrowly.models import fingerprint as model_fingerprint
+from narrowly.models import load_model, same_model
+from narrowly.training.callback import DefenseCallback
+from narrowly.training.card import write_card
+from narrowly.training.recipe import Recipe
+from narrowly.training.record import describe, now, peak_memory
+from narrowly.training.run import Run
+from narrowly.training.trainer import (
+    Checkpoints,
+    MetricsLog,
+    ProgressBar,
+    make_arguments,
+    make_lora,
+    make_trainer,
+)
+
+logger = logging.getLogger(__name__)
+
+Loaded = tuple[Any, Any]
+
+
+def train(
+    recipe: Recipe | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    progress: bool = True,
+) -> Run:
+    """Train what a recipe says, defended as it says, and measure the result.
+
+    A run that was killed goes on from its last checkpoint to the same weights; a finished one is
+    not redone; new evals of a trained one are run. With `seeds`, every seed is a run of its own.
+
+    Args:
+        recipe: a recipe or its YAML file.
+        overrides: `key=value` settings, such as `training.max_steps=50`.
+        progress: show on the terminal what is going on.
+
+    Raises:
+        NarrowlyError: a mistake in the recipe, its data or concepts; an intervention or defense
+            that changes nothing; an output folder that holds something else.
+        KeyboardInterrupt: Ctrl-C; the run is left where the same call goes on.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.read(recipe, overrides)
+    elif overrides:
+        recipe = recipe.with_overrides(overrides)
+    run = Run(Path(recipe.output))
+    parts = recipe.per_seed()
+    for each in [recipe, *parts]:
+        Run(Path(each.output)).check(each)
+    for part in parts:
+        # Also sets up the processes, which must all have looked before one of them writes.
+        arguments = make_arguments(part, Path(part.output) / "checkpoints")
+        arguments.distributed_state.wait_for_everyone()
+        console = Console(stderr=True, quiet=not (progress and arguments.should_save))
+        if arguments.should_save:
+            run.claim(recipe)
+            Run(Path(part.output)).claim(part)
+        _train_one(part, arguments, console)
+    return run
+
+
+def _train_one(recipe: Recipe, arguments: SFTConfig, console: Console) -> None:
+    run = Run(Path(recipe.output))
+    loaded = None
+    if not run.trained:
+        loaded = _fit(recipe, run, arguments, console)
+    if not arguments.should_save:
+        return
+    record = run.reproduce
+    if recipe.evals:
+        console.print(f"measuring {', '.join(name for each in recipe.evals for name in each)}")
+        evaluate(loaded or run, recipe.evals, out=run.path, progress=not console.quiet)
+    if "finished" not in record:
+        write_json(run.path / "reproduce.json", record | {"finished": now()})
+    write_card(run)
+
+
+def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Loaded:
+    """Train until the weights lie in the run's folder; returns model and tokenizer."""
+    started = time.monotonic()
+    defenses = make_defenses(recipe.defenses)
+    model, tokenizer = load_model(recipe.model, device=arguments.device, **_model_options(recipe))
+    if isinstance(model, PeftModel):
+        raise NarrowlyError(
+            f"model: {recipe.model} is an adapter on another model. Train from that model, or "
+            "merge the two into a folder first (peft's `merge_and_unload`)."
+        )
+    chats, data = _prepare_data(recipe, defenses, main=arguments.should_save)
+    record = {
+        "model": {"source": recipe.model, "fingerprint": model_fingerprint(model)},
+        "data": data,
+    }
+    resume = run.checkpoint()
+    if resume is not None:
+        _check_same_inputs(run, record)
+
+    limit = recipe.training.get("max_length", 1024)
+    rows = tokenize(chats, tokenizer, max_length=limit)
+    data["train"]["tokenized_rows"] = len(rows)
+    held_out = None
+    if recipe.validation is not None and arguments.eval_strategy != "no":
+        held_out = tokenize(load_chats(recipe.validation), tokenizer, max_length=limit)
+
+    guard = DefenseCallback(defenses)
+    checkpoints = Checkpoints()
+    bar = ProgressBar(console, str(run.path))
+    trainer = make_trainer(
+        model,
+        arguments,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=None if recipe.lora is None else make_lora(recipe.lora),
+        defenses=defenses,
+        callbacks=[guard, MetricsLog(run.path / "metrics.jsonl"), checkpoints, bar],
+    )
+    earlier = run.reproduce
+    if arguments.should_save:
+        record = describe(recipe) | record | {"started": earlier.get("started", now())}
+        write_json(run.path / "reproduce.json", record)
+        if resume is not None:
+            console.print(f"going on from {resume}")
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        guard.close()
+        checkpoints.close()
+        bar.close()
+    if arguments.should_save:
+        seconds = earlier.get("wall_seconds", 0) + time.monotonic() - started
+        record |= {"wall_seconds": round(seconds, 3), "peak_memory_bytes": peak_memory()}
+        write_json(run.path / "reproduce.json", record)
+    trained: Any = trainer.model
+    if trainer.state.global_step >= trainer.state.max_steps:
+        _finish(trained, defenses)
+        if arguments.should_save:
+            _write_defenses(run, defenses, guard)
+            _save_weights(trained, tokenizer, run)
+            if "save_total_limit" not in recipe.training:
+                shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    checkpoints.stop_if_asked()
+    return trained, tokenizer
+
+
+def _model_options(recipe: Recipe) -> dict[str, Any]:
+    """How to load: trained weights in fp32, frozen ones in the type they were published in."""
+    given = recipe.training.get("model_init_kwargs") or {}
+    options = {"dtype": "auto" if recipe.lora is not None else "float32"} | given
+    if recipe.training.get("trust_remote_code"):
+        options["trust_remote_code"] = True
+    return options
+
+
+def _prepare_data(
+    recipe: Recipe, defenses: Sequence[Defense], main: bool
+) -> tuple[Dataset, dict[str, Any]]:
+    """The chats to train on, after the defenses' first door, and what to record of them."""
+    chats = load_chats(recipe.data)
+    record: dict[str, Any] = {
+        "train": {"source": recipe.data, "rows": len(chats), "sha256": fingerprint(chats)}
+    }
+    for defense in defenses:
+        if defense.opens("prepare_data"):
+            before = fingerprint(chats)
+            chats = defense.prepare_data(chats)
+            if fingerprint(chats) == before:
+                raise defense.idle("prepare_data", "row")
+    record["train"] |= {"defended_rows": len(chats), "defended_sha256": fingerprint(chats)}
+    if recipe.validation is not None:
+        held_out = load_chats(recipe.validation)
+        leaks = find_leaks(chats, held_out)
+        record["validation"] = {
+            "source": recipe.validation,
+            "rows": len(held_out),
+            "sha256": fingerprint(held_out),
+        }
+        record["leaks"] = {
+            "prompts": leaks.distinct,
+            "train_rows": list(leaks.train_rows),
+            "validation_rows": list(leaks.validation_rows),
+        }
+        if leaks and main:
+            logger.warning(leaks.describe(recipe.data, recipe.validation))
+    return chats, record
+
+
+def _check_same_inputs(run: Run, record: dict[str, Any]) -> None:
+    """Fail if what an unfinished run was trained on has changed since.
+
+    Raises:
+        NarrowlyError: naming the model or the data.
+    """
+    earlier = run.reproduce
+    for name, changed in {
+        "model": not same_model(earlier["model"]["fingerprint"], record["model"]["fingerprint"]),
+        "data": earlier["data"]["train"]["defended_sha256"]
+        != record["data"]["train"]["defended_sha256"],
+    }.items():
+        if changed:
+            raise NarrowlyError(
+                f"{run.path}: the {name} changed since this run began, so it cannot go on. Bring "
+                "the old one back, or choose another `output`."
+            )
+
+
+def _save_weights(model: PeftModel | PreTrainedModel, tokenizer: Any, run: Run) -> None:
+    """The last thing written in training: its presence says that training is done."""
+    if isinstance(model, PeftModel):
+        with atomic(run.path / "adapter") as part:
+            model.save_pretrained(str(part))
+            (part / "README.md").unlink(missing_ok=True)  # peft's empty card; the run has its own
+    else:
+        with atomic(run.path / "model") as part:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+
+
+def _finish(model: nn.Module, defenses: Sequence[Defense]) -> None:
+    """The defenses' fourth door."""
+    for defense in defenses:
+        if defense.opens("finish"):
+            before = _checksums(model)
+            with torch.no_grad():
+                defense.finish(model)
+            if _checksums(model) == before:
+                raise defense.idle("finish", "weight")
+
+
+def _checksums(model: nn.Module) -> list[tuple[float, float]]:
+    weights = [parameter.detach().double() for parameter in model.parameters()]
+    return [(weight.sum().item(), weight.abs().sum().item()) for weight in weights]
+
+
+def _write_defenses(run: Run, defenses: Sequence[Defense], guard: DefenseCallback) -> None:
+    entries = [
+        {
+            "defense": name,
+            "arguments": arguments,
+            "doors": [door for door in DOORS if defense.opens(door)],
+            **defense.record(run.path),
+            "interventions": interventions,
+        }
+        for defense, (name, arguments), interventions in zip(
+            defenses,
+            [item for entry in run.recipe.defenses for item in entry.items()],
+            guard.report(),
+            strict=True,
+        )
+    ]
+    write_json(run.path / "defenses.json", entries)
