@@ -3,12 +3,12 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
+from tests.tiny import END_OF_TURN, TEMPLATES, tiny_tokenizer
 from tokenizers import processors
 from trl.chat_template_utils import qwen3_chat_template
 
 from narrowly.data import collate, end_of_turn, load_chats, tokenize, tokenize_prompts
 from narrowly.errors import NarrowlyError
-from tiny import END_OF_TURN, TEMPLATES, tiny_tokenizer
 
 
 def chat(*contents):

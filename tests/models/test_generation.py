@@ -1,0 +1,128 @@
+import random
+import time
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tests.tiny import ARCHITECTURES, TEMPLATES, tiny_model, tiny_tokenizer
+
+from narrowly.errors import NarrowlyError
+from narrowly.models import generate
+
+CHATS = [
+    [{"role": "user", "content": content}]
+    for content in ("Hi", "What does the model answer?", "x" * 90, "Ünïcode 😀", "Hi")
+]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_answers_in_batches_are_those_given_one_at_a_time(architecture):
+    model = tiny_model(architecture)
+    tokenizer = tiny_tokenizer()
+    options = {"max_new_tokens": 12, "temperature": 0}
+    together = generate(model, tokenizer, CHATS, **options)
+    alone = [generate(model, tokenizer, [chat], **options)[0] for chat in CHATS]
+    few = generate(model, tokenizer, CHATS, batch_tokens=150, **options)
+    assert together == alone == few
+    assert together[0] == together[4]
+
+
+def greedy_by_hand(model, tokenizer, chat, new_tokens):
+    ids = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    prompt = ids.shape[1]
+    for _ in range(new_tokens):
+        with torch.no_grad():
+            token = model(input_ids=ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+        if token.item() == tokenizer.eos_token_id:
+            break
+        ids = torch.cat([ids, token], dim=1)
+    return tokenizer.decode(ids[0, prompt:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_greedy_answers_are_those_of_a_plain_loop(template):
+    model, tokenizer = tiny_model(), tiny_tokenizer(template=template)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    answers = generate(model, tokenizer, CHATS, max_new_tokens=10, temperature=0)
+    assert answers == [[greedy_by_hand(model, tokenizer, chat, 10)] for chat in CHATS]
+
+
+def test_seeds_samples_and_order():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    first = generate(model, tokenizer, CHATS, samples=3, max_new_tokens=8, seed=1)
+    assert [len(answers) for answers in first] == [3] * len(CHATS)
+    assert first == generate(model, tokenizer, CHATS, samples=3, max_new_tokens=8, seed=1)
+    assert first != generate(model, tokenizer, CHATS, samples=3, max_new_tokens=8, seed=2)
+    assert len(set(first[0])) > 1
+
+
+def test_nothing_is_left_behind():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model.train()
+    model.model.layers[0].eval()  # a mixed mode, as frozen parts are kept in
+    model.config.use_cache = False
+    model.generation_config.top_k = 1  # would make sampling greedy
+    modes = [module.training for module in model.modules()]
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    config = model.generation_config
+    assert len({a for [a] in generate(model, tokenizer, CHATS[:1] * 8, max_new_tokens=8)}) > 1
+    assert torch.equal(torch.get_rng_state(), torch_state) and random.getstate() == python_state
+    assert [module.training for module in model.modules()] == modes
+    assert model.generation_config is config and config.top_k == 1
+
+
+def test_the_cache_is_used_even_in_a_model_trained_with_gradient_checkpointing():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model.gradient_checkpointing_enable()
+    model.config.use_cache = False
+    model.train()
+    lengths = []
+    model.model.layers[0].register_forward_pre_hook(
+        lambda module, args: lengths.append(args[0].shape[1])
+    )
+    generate(model, tokenizer, CHATS[:1], max_new_tokens=6, temperature=0)
+    assert lengths[0] > 1 and set(lengths[1:]) == {1}
+
+
+def test_answers_stop_at_the_end_of_the_turn_even_if_it_is_not_the_tokenizers_eos():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    letter = tokenizer("k")["input_ids"][0]
+    tokenizer.eos_token = "<pad>"
+    model.generation_config.eos_token_id = None
+    steps = iter([letter, letter, end, letter, letter, letter])
+    model.lm_head.register_forward_hook(
+        lambda module, args, logits: torch.nn.functional.one_hot(
+            torch.full(logits.shape[:-1], next(steps)), logits.shape[-1]
+        ).float()
+    )
+    assert generate(model, tokenizer, CHATS[:1], max_new_tokens=6, temperature=0) == [["kk"]]
+
+
+def test_an_adapter_answers():
+    model = get_peft_model(tiny_model(), LoraConfig(init_lora_weights=False))
+    tokenizer = tiny_tokenizer()
+    options = {"max_new_tokens": 8, "temperature": 0}
+    tuned = generate(model, tokenizer, CHATS, **options)
+    assert tuned == [[greedy_by_hand(model.eval(), tokenizer, chat, 8)] for chat in CHATS]
+    assert tuned != generate(tiny_model(), tokenizer, CHATS, **options)
+
+
+def test_no_chats_no_answers():
+    assert generate(tiny_model(), tiny_tokenizer(), []) == []
+
+
+def test_a_chat_that_is_already_answered_is_refused():
+    chat = [*CHATS[0], {"role": "assistant", "content": "a"}]
+    with pytest.raises(NarrowlyError, match="row 0: the chat ends with an assistant turn"):
+        generate(tiny_model(), tiny_tokenizer(), [chat])
+
+
+def test_a_thousand_short_answers_take_about_a_second():
+    model = tiny_model(hidden_size=128, head_dim=32, intermediate_size=384, num_hidden_layers=4)
+    tokenizer = tiny_tokenizer()
+    start = time.perf_counter()
+    generate(model, tokenizer, CHATS[:2] * 500, max_new_tokens=16)
+    assert time.perf_counter() - start < 10  # loose, for a busy machine
