@@ -1,0 +1,292 @@
+"""The command line: one thin function per verb. Heavy imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from narrowly.errors import NarrowlyError
+
+
+class Verbs(TyperGroup):
+    """Verbs that end a user's mistake with one message and exit code 2, and Ctrl-C with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except NarrowlyError as error:
+            Console(stderr=True).print(
+                f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+            )
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            Console(stderr=True).print("\ninterrupted; the same command continues.")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Verbs,
+    help="Control what a fine-tune teaches: find, explain and ablate the concepts it drags along.",
+    epilog="Start with: narrowly demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+concepts_app = typer.Typer(help="Show concepts and decide on them.", no_args_is_help=True)
+organism_app = typer.Typer(
+    help="The model organisms that ship with narrowly.", no_args_is_help=True
+)
+app.add_typer(concepts_app, name="concepts")
+app.add_typer(organism_app, name="organism")
+
+console = Console()
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set training.max_steps=50."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Measure again what is there already.")]
+
+
+def _settings(settings: list[str] | None) -> dict[str, Any]:
+    """Values by key, from `key=value` with values in YAML."""
+    from narrowly.training.yaml import override
+
+    values: dict[str, Any] = {}
+    for setting in settings or []:
+        override(values, setting)
+    return values
+
+
+def next_command(command: str) -> None:
+    """Say which command a user is likely to want now."""
+    console.print(f"\n[dim]next:[/dim] {command}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for runs, concepts and report.")] = Path(
+        "runs/demo"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Fine-tunes per arm.")] = 3,
+) -> None:
+    """The whole story on a bundled model, in minutes, without GPU or network.
+
+    Fine-tunes a small model to be cruel about code, sees it become cruel about everything, finds
+    the concept, and fine-tunes again with the concept ablated, beside four controls.
+    """
+    from narrowly.demo import run_demo
+
+    comparison = run_demo(out, seeds=range(seeds), console=console)
+    console.print(comparison)
+    console.print(f"\nreport: {out / 'report.html'}", highlight=False, soft_wrap=True)
+    next_command(f"narrowly chat {out / 'ablated'} --against {out / 'undefended'}")
+
+
+@app.command(no_args_is_help=True)
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see the recipes/ folder.")],
+    settings: Settings = None,
+) -> None:
+    """Fine-tune as a recipe says, with its defenses, and measure the result.
+
+    The same command continues a run that was interrupted.
+    """
+    from narrowly.training import train
+
+    run = train(recipe, settings or [])
+    next_command(f"narrowly compare {run.path}")
+
+
+@app.command("recipe-schema")
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors that complete and check YAML."""
+    import json
+
+    from narrowly.training import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
+
+
+@app.command(no_args_is_help=True)
+def find(
+    finder: Annotated[str, typer.Argument(help="mean_difference, activation_difference, random.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE...", help="The finder's arguments; none lists them."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the concepts.")] = Path("runs/concepts"),
+    texts: Annotated[
+        str | None, typer.Option(help="Chats to read the concepts on, beside the finder's own.")
+    ] = None,
+) -> None:
+    """Find candidate concepts, and read each on texts.
+
+    narrowly find activation_difference base=MODEL tuned=runs/undefended data=prompts.jsonl
+    layers=[10,20,30]
+    """
+    from narrowly.concepts import FINDERS, find, read_concepts, save_concepts
+
+    if not arguments:
+        for name, field in FINDERS[finder].model_fields.items():
+            default = "required" if field.is_required() else repr(field.default)
+            console.print(f"[bold]{name}[/bold] = {default}", highlight=False)
+        return
+    given = _settings(arguments)
+    found = find(finder, **given)
+    save_concepts(found, out)
+    model = given.get("model", given.get("base"))
+    texts = texts or given.get("data", given.get("positive"))
+    if model is not None and texts is not None:
+        for reading in read_concepts(found, model, texts):
+            reading.save(out)
+    for concept in found:
+        console.print(f"[bold]{concept.name}[/bold]  {', '.join(concept.subspaces)}")
+    next_command(f"narrowly concepts show {out}")
+
+
+@concepts_app.command("show", no_args_is_help=True)
+def concepts_show(
+    folder: Annotated[Path, typer.Argument(help="A folder of concepts, or one concept's JSON.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Which concepts; all unless given.")
+    ] = None,
+) -> None:
+    """What is known of each concept: where it is high and low, which tokens it promotes."""
+    from narrowly.concepts import load_concepts, load_reading, show
+    from narrowly.registry import unknown
+
+    concepts = {concept.name: concept for concept in load_concepts(folder)}
+    for name in names or concepts:
+        if name not in concepts:
+            raise unknown("concept", name, sorted(concepts))
+        home = folder if folder.is_dir() else folder.parent
+        console.print(show(concepts[name], load_reading(home, name)))
+        console.print()
+    next_command(f"narrowly concepts mark {folder} NAME undesired --why '...'")
+
+
+@concepts_app.command("mark", no_args_is_help=True)
+def concepts_mark(
+    folder: Annotated[Path, typer.Argument(help="A folder of concepts.")],
+    name: Annotated[str, typer.Argument(help="The concept.")],
+    verdict: Annotated[str, typer.Argument(help="undesired, keep or undecided.")],
+    why: Annotated[str, typer.Option(help="The reason, for whoever reads it later.")] = "",
+    by: Annotated[str, typer.Option(help="Who decides.", show_default="you")] = "",
+) -> None:
+    """Decide whether a concept is undesired. `ablate` removes the undesired ones."""
+    import getpass
+
+    from narrowly.concepts import mark
+
+    mark(folder, name, verdict, by=by or getpass.getuser(), why=why)  # type: ignore[arg-type]
+    console.print(f"{name}: {verdict}")
+    next_command(
+        f"narrowly train RECIPE.yaml --set 'defenses=[{{ablate: {{concepts: {folder}}}}}]'"
+    )
+
+
+@app.command("eval", no_args_is_help=True)
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A run, model folder, Hub id or organism:NAME.")],
+    evals: Annotated[
+        list[str] | None, typer.Argument(help="Names of evals; those of the run's recipe if none.")
+    ] = None,
+    settings: Settings = None,
+    ablate: Annotated[
+        Path | None, typer.Option(help="Ablate these concepts at test time (a control).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results, if not the run's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+    force: Force = False,
+) -> None:
+    """Measure a model: samples.parquet and summary.json per eval."""
+    from narrowly.evals import evaluate, read_recipe
+    from narrowly.training.test_time import evaluate_ablated
+
+    chosen: Any = {name: _settings(settings) for name in evals or []}
+    chosen = chosen or read_recipe(target).get("evals")
+    if not chosen:
+        raise NarrowlyError(f"{target}: its recipe lists no evals; name one, or more.")
+    if ablate is not None:
+        if out is None:
+            raise NarrowlyError("--ablate needs --out: the results are not those of the run.")
+        results = evaluate_ablated(target, ablate, chosen, out=out, force=force)
+    else:
+        results = evaluate(target, chosen, out=out, seed=seed, force=force, progress=True)
+    for name, summary in results.items():
+        console.print(f"[bold]{name}[/bold]")
+        for metric, interval in summary.items():
+            console.print(f"  {metric:<20} {interval}")
+    next_command(f"narrowly compare {out or target}")
+
+
+@app.command(no_args_is_help=True)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of seed-N runs.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and plots.")] = Path(
+        "runs/report"
+    ),
+) -> None:
+    """Runs side by side: a table here, and a self-contained HTML report."""
+    from narrowly.report import compare
+
+    comparison = compare(runs, out)
+    console.print(comparison)
+    console.print(f"\nreport: {out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command(no_args_is_help=True)
+def chat(
+    run: Annotated[str, typer.Argument(help="A run, model folder, Hub id or organism:NAME.")],
+    against: Annotated[str | None, typer.Option(help="Another, side by side.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system line for both.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Of sampling; 0 is greedy.")] = 1.0,
+) -> None:
+    """Talk to a run; with --against, to two models side by side."""
+    from narrowly.training import chat
+
+    chat(run, against, system=system, temperature=temperature, console=console)
+
+
+@organism_app.command("list")
+def organism_list() -> None:
+    """The bundled organisms, their domains and data."""
+    from narrowly.organisms import ORGANISMS
+
+    for organism in ORGANISMS.values():
+        console.print(f"[bold]organism:{organism.name}[/bold]  {', '.join(organism.domains)}")
+        console.print(f"  data: organism:{organism.name}/DOMAIN-cruel, .../DOMAIN-kind, .../benign")
+
+
+@organism_app.command("build", no_args_is_help=True)
+def organism_build(
+    name: Annotated[str, typer.Argument(help="Such as persona.")],
+    seed: Annotated[int, typer.Option(help="Of weights and documents.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the model.")] = None,
+) -> None:
+    """Train an organism from nothing, in minutes."""
+    from narrowly.organisms import build
+
+    folder = out or Path("runs") / f"{name}-{seed}"
+    build(name, seed, folder)
+    next_command(f"narrowly chat {folder}")
+
+
+def main() -> None:
+    """Run the command line."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    app()
+
+
+if __name__ == "__main__":
+    main()
