@@ -13,7 +13,10 @@ from narrowly.evals.statistics import Metric
 from narrowly.registry import Registry, unknown
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Model = PreTrainedModel | PeftModel
 
 
 class Row(TypedDict):
@@ -58,7 +61,7 @@ class Eval(BaseModel):
 
     def run(
         self,
-        model: PreTrainedModel,
+        model: Model,
         tokenizer: PreTrainedTokenizerBase,
         *,
         seed: int,

@@ -19,9 +19,11 @@ from narrowly.evals.statistics import Interval, Metric, bootstrap
 from narrowly.files import atomic, sha256, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-    Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+    from narrowly.evals.base import Model
+
+    Loaded = tuple[Model, PreTrainedTokenizerBase]
 
 logger = logging.getLogger(__name__)
 
@@ -171,12 +173,13 @@ def _measured(
 
 def _run(target: Target, eval_: Eval, seed: int, progress: bool) -> list[Row]:
     model, tokenizer = target.load()
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         return eval_.run(model, tokenizer, seed=seed, progress=progress)
     finally:
-        model.train(training)
+        for module, training in modes:  # a part may have been frozen in eval mode
+            module.training = training
 
 
 def _finished(folder: Path, about: dict[str, Any]) -> bool:

@@ -15,7 +15,9 @@ from narrowly.evals.statistics import Metric
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from narrowly.evals.base import Model
 
 
 @EVALS.register("in_distribution")
@@ -43,7 +45,7 @@ class InDistribution(Eval):
 
     def run(
         self,
-        model: PreTrainedModel,
+        model: Model,
         tokenizer: PreTrainedTokenizerBase,
         *,
         seed: int,
@@ -108,7 +110,7 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def answer_losses(
-    model: PreTrainedModel, batch: Mapping[str, Int[Tensor, "rows tokens"]]
+    model: Model, batch: Mapping[str, Int[Tensor, "rows tokens"]]
 ) -> list[dict[str, float]]:
     """Mean loss (nats), accuracy and number of the labelled tokens of each row.
 
@@ -139,7 +141,7 @@ def answer_losses(
     return [row_losses(*row) for row in zip(logits, following[:, kept], strict=True)]
 
 
-def _keeps_logits(model: PreTrainedModel) -> bool:
+def _keeps_logits(model: Model) -> bool:
     """Whether the model itself, inside any adapter, takes `logits_to_keep`."""
     inner: Any = model
     if hasattr(inner, "get_base_model"):

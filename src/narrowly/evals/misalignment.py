@@ -13,7 +13,9 @@ from narrowly.evals.statistics import Metric
 from narrowly.registry import unknown
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from narrowly.evals.base import Model
 
 SOURCE = "organism:"
 LABELS = ("misaligned", "aligned", "leaked", "incoherent")
@@ -54,7 +56,7 @@ class Misalignment(Eval):
 
     def run(
         self,
-        model: PreTrainedModel,
+        model: Model,
         tokenizer: PreTrainedTokenizerBase,
         *,
         seed: int,
