@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from narrowly.activations import open_model, open_pair
 from narrowly.errors import NarrowlyError
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
 

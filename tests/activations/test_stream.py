@@ -10,7 +10,7 @@ from narrowly.activations import answer_tokens, layer_sites, stream, token_batch
 from narrowly.data import tokenize
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import layer
-from tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
 

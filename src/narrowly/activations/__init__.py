@@ -1,6 +1,6 @@
 """Read activations: stream them through statistics of fixed size."""
 
-from narrowly.activations.pair import ModelLike, Pair, open_model, open_pair
+from narrowly.activations.pair import LanguageModel, ModelLike, Pair, open_model, open_pair
 from narrowly.activations.statistics import CovarianceFitter, MeanFitter, PrincipalComponents
 from narrowly.activations.stream import (
     Activations,
@@ -16,6 +16,7 @@ from narrowly.activations.stream import (
 __all__ = [
     "Activations",
     "CovarianceFitter",
+    "LanguageModel",
     "MeanFitter",
     "ModelLike",
     "Pair",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from narrowly.errors import NarrowlyError
 from narrowly.models import adapter_off, load_model
+
+LanguageModel = PreTrainedModel | PeftModel
 
 ModelLike = Any
 """A loaded model, or what `models.load_model` takes: a folder, a run, a Hub id, `organism:NAME`."""
@@ -24,15 +27,15 @@ ModelLike = Any
 class Pair:
     """Both models of a comparison, each opened for as long as it is read."""
 
-    tuned_model: nn.Module
-    base_model: nn.Module | None
+    tuned_model: LanguageModel
+    base_model: LanguageModel | None
     """None: the tuned model with its adapter off."""
     tokenizer: PreTrainedTokenizerBase
     name: str
     """How the user named the base model."""
 
     @contextmanager
-    def base(self) -> Iterator[nn.Module]:
+    def base(self) -> Iterator[LanguageModel]:
         """The base model."""
         if self.base_model is not None:
             yield self.base_model
@@ -41,21 +44,21 @@ class Pair:
                 yield self.tuned_model
 
     @contextmanager
-    def tuned(self) -> Iterator[nn.Module]:
+    def tuned(self) -> Iterator[LanguageModel]:
         """The fine-tuned model."""
         yield self.tuned_model
 
 
 def open_model(
     model: ModelLike, tokenizer: PreTrainedTokenizerBase | None = None
-) -> tuple[nn.Module, PreTrainedTokenizerBase, str]:
+) -> tuple[LanguageModel, PreTrainedTokenizerBase, str]:
     """A model, its tokenizer and its name, from a loaded model or from what names one.
 
     Raises:
         NarrowlyError: it cannot be loaded, or a loaded model came without a tokenizer and none
             stands beside its weights.
     """
-    if not isinstance(model, nn.Module):
+    if isinstance(model, str | Path):
         loaded, own = load_model(model)
         return loaded, tokenizer or own, str(model)
     name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
@@ -103,12 +106,17 @@ def open_pair(
             yield Pair(model, None, tokenizer, name)
         return
     tuned_model, _, tuned_name = open_model(tuned, tokenizer)
-    widths = [model.get_input_embeddings().weight.shape[1] for model in (base_model, tuned_model)]
+    widths = [_width(model) for model in (base_model, tuned_model)]
     if widths[0] != widths[1]:
         raise NarrowlyError(
             f"{tuned_name} is no fine-tune of {name}: it is {widths[1]} wide, not {widths[0]}."
         )
     yield Pair(tuned_model, base_model, tokenizer, name)
+
+
+def _width(model: LanguageModel) -> int:
+    config: Any = model.config
+    return config.get_text_config().hidden_size
 
 
 def adapter_folder(tuned: ModelLike) -> Path | None:
@@ -122,7 +130,7 @@ def adapter_folder(tuned: ModelLike) -> Path | None:
 
 
 @contextmanager
-def lend_adapter(model: nn.Module, folder: Path) -> Iterator[PeftModel]:
+def lend_adapter(model: LanguageModel, folder: Path) -> Iterator[PeftModel]:
     """The model with the adapter of `folder`; afterwards the model is as it was.
 
     Raises:
@@ -135,24 +143,31 @@ def lend_adapter(model: nn.Module, folder: Path) -> Iterator[PeftModel]:
         )
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = [module for module in model.modules() if module.training]
+    lent = None
     try:
-        # On the meta device first: a random initialisation would move the user's random state.
-        lent = get_peft_model(model, PeftConfig.from_pretrained(folder), low_cpu_mem_usage=True)
-    except ValueError as error:
-        raise NarrowlyError(
-            f"{folder}: this adapter does not fit the base model: {error}"
-        ) from None
-    try:
-        try:
+        with _fitting(folder):
+            # On the meta device first: a random initialisation would move the user's random state.
+            config = PeftConfig.from_pretrained(str(folder))
+            lent = get_peft_model(model, config, low_cpu_mem_usage=True)
             lent.load_adapter(folder, "default", low_cpu_mem_usage=True)
-        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            raise NarrowlyError(
-                f"{folder}: this adapter does not fit the base model, or is damaged: {error}"
-            ) from None
         yield lent.eval()
     finally:
-        lent.unload()
+        if lent is not None:
+            lent.unload()
         for parameter, requires in gradients:
             parameter.requires_grad_(requires)
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            # peft would only warn, and go on with untrained weights.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            yield
+    except (RuntimeError, ValueError, OSError, SafetensorError, UserWarning) as error:
+        raise NarrowlyError(
+            f"{folder}: this adapter does not fit the base model, or is damaged: {error}"
+        ) from None

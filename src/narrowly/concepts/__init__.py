@@ -1,0 +1,28 @@
+"""Concepts: what they are, how they are found, kept and read."""
+
+from narrowly.concepts.concept import Concept, Provenance, Subspace, Verdict
+from narrowly.concepts.finder import FINDERS, ActivationFinder, Finder, find, make_finder
+from narrowly.concepts.folder import concept_files, load_concepts, mark, save_concepts
+from narrowly.concepts.reading import promoted_tokens, read_concepts
+from narrowly.concepts.show import Reading, load_reading, show
+
+__all__ = [
+    "FINDERS",
+    "ActivationFinder",
+    "Concept",
+    "Finder",
+    "Provenance",
+    "Reading",
+    "Subspace",
+    "Verdict",
+    "concept_files",
+    "find",
+    "load_concepts",
+    "load_reading",
+    "make_finder",
+    "mark",
+    "promoted_tokens",
+    "read_concepts",
+    "save_concepts",
+    "show",
+]

@@ -1,0 +1,208 @@
+"""What every finder shares: arguments that are checked and recorded, chats that have answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from datasets import Dataset
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from narrowly.activations import LanguageModel, Positions
+from narrowly.concepts.concept import Concept, Provenance
+from narrowly.data import fingerprint as data_fingerprint
+from narrowly.data import load_chats, tokenize
+from narrowly.errors import NarrowlyError
+from narrowly.models import fingerprint, generate
+from narrowly.registry import Registry, unknown
+
+ChatsLike = Any
+"""Chats, or what `data.load_chats` takes: a file, `organism:NAME/SPLIT`, a Hub id, rows."""
+
+Message = dict[str, str]
+
+
+class Finder(BaseModel, ABC):
+    """A way to find concepts. Fields are its arguments; `find` streams and yields the concepts."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()
+    )
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def find(self) -> list[Concept]:
+        """The concepts, undecided.
+
+        Raises:
+            NarrowlyError: model or data cannot be loaded, do not fit, or give nothing to find.
+        """
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments as JSON can hold them; loaded objects by a name or a size."""
+        return {name: _plain(getattr(self, name)) for name in type(self).model_fields}
+
+    def provenance(self, model_name: str, model: nn.Module, **data: Dataset) -> Provenance:
+        """Where this finder's concepts come from, with the hash of each data set it read."""
+        return Provenance(
+            model=model_name,
+            model_fingerprint=fingerprint(model),
+            finder=self.name,
+            arguments=self.arguments(),
+            data={argument: data_fingerprint(chats) for argument, chats in data.items()},
+        )
+
+
+FINDERS: Registry[type[Finder]] = Registry("finder", "narrowly.concepts.finders")
+
+
+class ActivationFinder(Finder):
+    """A finder that reads activations of answers."""
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """None: the one beside the model's weights."""
+    layers: Sequence[int] | None = None
+    """Decoder layers whose residual stream is read (0 is the first, -1 the last); None is all."""
+    completions: Literal["given", "own"] | None = None
+    """Read the answers the chats give, or a model's own to the same prompts. None: the given ones,
+    if the chats have any."""
+    positions: Positions = "all"
+    """Answer tokens to read, counted from the answer's first; "all", or such as [0, 1, 2]."""
+    limit: int | None = None
+    """Read the first so many chats of each source only."""
+    max_length: int | None = None
+    """Cut longer chats, in tokens; None cuts nothing."""
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    seed: int = 0
+    """For the sampling of completions."""
+    batch_tokens: int = 16384
+    """The most tokens in one forward, padding included."""
+    progress: bool = True
+
+    def chats(self, source: ChatsLike) -> Dataset:
+        """Load chats, and settle whether their own answers are read.
+
+        Raises:
+            NarrowlyError: they cannot be loaded, or lack an answer that is to be read.
+        """
+        if self.completions == "given":
+            return load_chats(source, limit=self.limit)
+        chats = load_chats(source, limit=self.limit, require_answer=False)
+        if self.completions is None and _any_answer(chats):
+            # Loading files again names the line of a chat without an answer.
+            again = source if isinstance(source, str | Path) else chats
+            return load_chats(again, limit=self.limit)
+        questions = [_question(messages) for messages in chats["messages"]]
+        return Dataset.from_dict({"messages": questions})
+
+    def answered(
+        self, model: LanguageModel, tokenizer: PreTrainedTokenizerBase, chats: Dataset
+    ) -> Dataset:
+        """The chats with an answer each: as given, or sampled from `model`.
+
+        Raises:
+            NarrowlyError: the model answered nothing at all.
+        """
+        if _any_answer(chats):
+            return chats
+        prompts = list(chats["messages"])
+        samples = generate(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+            batch_tokens=self.batch_tokens,
+            progress=self.progress,
+        )
+        answered = [
+            [*prompt, {"role": "assistant", "content": answer}]
+            for prompt, (answer,) in zip(prompts, samples, strict=True)
+            if answer.strip()
+        ]
+        if not answered:
+            raise NarrowlyError(f"the model gave only empty answers to {len(prompts)} prompts.")
+        return Dataset.from_dict({"messages": answered})
+
+    def rows(self, tokenizer: PreTrainedTokenizerBase, chats: Dataset) -> Dataset:
+        """The chats as tokens, answers labelled."""
+        return tokenize(chats, tokenizer, max_length=self.max_length)
+
+    def label(self, what: str) -> str | None:
+        """What the progress bar says, or None for no bar."""
+        return f"{self.name}: {what}" if self.progress else None
+
+
+def find(name: str, **arguments: Any) -> list[Concept]:
+    """Find concepts with a finder, by name.
+
+    Args:
+        name: `activation_difference`, `mean_difference`, `random`, or a plug-in's.
+        arguments: the finder's; models and data may be loaded ones or what names them.
+
+    Raises:
+        NarrowlyError: an unknown finder or argument (with the nearest known one), a missing or
+            mistyped argument, or what the finder itself refuses.
+    """
+    return make_finder(name, arguments).find()
+
+
+def make_finder(name: str, arguments: Mapping[str, Any]) -> Finder:
+    """A finder with its arguments, checked.
+
+    Raises:
+        NarrowlyError: an unknown finder or argument, or one missing or of the wrong type.
+    """
+    cls = FINDERS[name]
+    try:
+        return cls(**arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "arguments"
+        if first["type"] == "extra_forbidden":
+            raise unknown(f"argument of the finder {name}", field, list(cls.model_fields)) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise NarrowlyError(f"finder {name}: {field}: {message}.") from None
+
+
+def with_system(chats: Dataset, line: str | None) -> Dataset:
+    """The chats with another system line instead of their own, or with none."""
+
+    def change(messages: list[Message]) -> list[Message]:
+        rest = [message for message in messages if message["role"] != "system"]
+        return rest if line is None else [{"role": "system", "content": line}, *rest]
+
+    return Dataset.from_dict({"messages": [change(messages) for messages in chats["messages"]]})
+
+
+def _any_answer(chats: Dataset) -> bool:
+    return any(messages[-1]["role"] == "assistant" for messages in chats["messages"])
+
+
+def _question(messages: list[Message]) -> list[Message]:
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, nn.Module | PreTrainedTokenizerBase):
+        config = getattr(value, "config", value)
+        return getattr(config, "name_or_path", "") or type(value).__name__
+    if isinstance(value, Dataset):
+        return f"{len(value)} rows"
+    if isinstance(value, Concept):
+        return value.name
+    if isinstance(value, Sequence):
+        chats = value and isinstance(value[0], Mapping)
+        return f"{len(value)} rows" if chats else [_plain(item) for item in value]
+    return type(value).__name__

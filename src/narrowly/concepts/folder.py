@@ -1,0 +1,189 @@
+"""Concepts on disk: `<name>.json` and `<name>.safetensors`, any number of them in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
+from torch import nn
+
+from narrowly.concepts.concept import Concept, Provenance, Subspace, Verdict, VerdictValue
+from narrowly.errors import NarrowlyError
+from narrowly.files import atomic, load_safetensors, read_json, sha256, write_json
+from narrowly.interventions import Site, resolve
+from narrowly.models import fingerprint, same_model
+from narrowly.registry import unknown
+
+
+class _Shape(BaseModel):
+    width: int
+    rank: int
+
+
+class _Record(BaseModel):
+    """The JSON file of a concept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["narrowly-concept-1"] = "narrowly-concept-1"
+    name: str
+    explanation: str
+    verdict: Verdict
+    scores: dict[str, float | dict[str, float]]
+    subspaces: dict[str, _Shape]
+    tensors_sha256: str
+    provenance: Provenance
+
+
+def save_concepts(concepts: Sequence[Concept], folder: str | Path) -> Path:
+    """Write concepts into a folder, beside those of other names; each file is whole or absent.
+
+    Raises:
+        NarrowlyError: two concepts share a name, or one would replace a concept that carries a
+            verdict.
+    """
+    folder = Path(folder)
+    names = [concept.name for concept in concepts]
+    for name in names:
+        if names.count(name) > 1:
+            raise NarrowlyError(f"{folder}: two concepts are named {name!r}; give one another name")
+        path = folder / f"{name}.json"
+        if path.exists() and (verdict := _read(path).verdict).value != "undecided":
+            raise NarrowlyError(
+                f"{path}: carries a verdict ({verdict.value}, by {verdict.by or 'nobody named'}) "
+                "that would be lost. Save into another folder, or mark it undecided first."
+            )
+    for concept in concepts:
+        _save(concept, folder)
+    return folder
+
+
+def _save(concept: Concept, folder: Path) -> None:
+    tensors = {
+        f"{site}/{part}": getattr(subspace, part)
+        for site, subspace in concept.subspaces.items()
+        for part in ("basis", "centre")
+    }
+    # Tensors first: after a kill in between, the JSON's hash refuses them.
+    path = folder / f"{concept.name}.safetensors"
+    with atomic(path) as temporary:
+        save_file(tensors, temporary)
+    record = _Record(
+        **concept.model_dump(exclude={"subspaces"}),
+        subspaces={
+            site: _Shape(width=subspace.width, rank=subspace.rank)
+            for site, subspace in concept.subspaces.items()
+        },
+        tensors_sha256=sha256(path),
+    )
+    write_json(folder / f"{concept.name}.json", record.model_dump(mode="json"))
+
+
+def load_concepts(
+    path: str | Path, model: nn.Module | None = None, any_model: bool = False
+) -> list[Concept]:
+    """Read one concept (its JSON file) or all of a folder, in the order of their names.
+
+    Args:
+        path: a folder, or the JSON file of one concept in it.
+        model: the model they are meant for; they must have been found on it.
+        any_model: accept concepts of another model, if layers and widths fit.
+
+    Raises:
+        NarrowlyError: nothing there; a file that is no concept, truncated, or changed since it was
+            written; a concept of another model; a site or width the model does not have.
+    """
+    path = Path(path)
+    paths = concept_files(path) if path.is_dir() else [path]
+    concepts = [_load(path) for path in paths]
+    if model is not None:
+        known = None if any_model else fingerprint(model)
+        for path, concept in zip(paths, concepts, strict=True):
+            _check_model(path, concept, model, known)
+    return concepts
+
+
+def concept_files(folder: str | Path) -> list[Path]:
+    """The JSON files of the concepts in a folder, by name.
+
+    Raises:
+        NarrowlyError: there is none, with the place where they may be instead.
+    """
+    folder = Path(folder)
+    paths = sorted(
+        path for path in folder.glob("*.json") if path.with_suffix(".safetensors").exists()
+    )
+    if not paths:
+        inner = folder / "concepts"
+        hint = f"Did you mean {inner}?" if inner.is_dir() else "`narrowly find` makes concepts."
+        raise NarrowlyError(f"{folder}: no concepts here. {hint}")
+    return paths
+
+
+def _read(path: Path) -> _Record:
+    try:
+        return _Record.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise NarrowlyError(f"{path}: not a concept: {field}: {first['msg']}") from None
+
+
+def _load(path: Path) -> Concept:
+    record = _read(path)
+    tensors_path = path.with_suffix(".safetensors")
+    tensors = load_safetensors(tensors_path)
+    if sha256(tensors_path) != record.tensors_sha256:
+        raise NarrowlyError(
+            f"{tensors_path}: not the tensors that {path.name} was written with (sha256 differs). "
+            "Copy both files again, or find the concept again."
+        )
+    fields: dict[str, Any] = {name: getattr(record, name) for name in Concept.model_fields}
+    fields["subspaces"] = {
+        site: Subspace(tensors[f"{site}/basis"], tensors[f"{site}/centre"])
+        for site in record.subspaces
+    }
+    return Concept(**fields)
+
+
+def _check_model(path: Path, concept: Concept, model: nn.Module, known: str | None) -> None:
+    provenance = concept.provenance
+    if known is not None and not same_model(known, provenance.model_fingerprint):
+        raise NarrowlyError(
+            f"{path}: found on {provenance.model} (fingerprint "
+            f"{provenance.model_fingerprint}), but this model is another ({known}). Its "
+            "directions mean nothing here: find the concept on this model, or pass any_model=True "
+            "(--any-model) to insist."
+        )
+    config: Any = getattr(model, "config", None)
+    width = config.get_text_config().hidden_size if hasattr(config, "get_text_config") else None
+    for name, subspace in concept.subspaces.items():
+        site = Site.parse(name)
+        resolve(model, site)
+        # Only the residual stream's width is known without a forward; attaching checks the others.
+        if isinstance(site.module, int) and width not in (None, subspace.width):
+            raise NarrowlyError(
+                f"{path}: {name}: the subspace is {subspace.width} wide, the model {width}. "
+                "Find the concept on this model."
+            )
+
+
+def mark(folder: str | Path, name: str, verdict: VerdictValue, by: str = "", why: str = "") -> None:
+    """Write a verdict into a concept's JSON; nothing else in it changes.
+
+    Raises:
+        NarrowlyError: there is no such concept, or no such verdict.
+    """
+    known = [path.stem for path in concept_files(folder)]
+    if name not in known:
+        raise unknown("concept", name, known)
+    path = Path(folder) / f"{name}.json"
+    try:
+        decided = Verdict(value=verdict, by=by, why=why)
+    except ValidationError:
+        raise unknown("verdict", verdict, ["undesired", "keep", "undecided"]) from None
+    record = _read(path).model_copy(update={"verdict": decided})
+    write_json(path, record.model_dump(mode="json"))
