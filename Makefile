@@ -1,0 +1,23 @@
+# Two commands: `make demo` and `make test`. Each needs Python >= 3.11 and make, nothing else.
+PYTHON ?= python3
+export HF_HUB_OFFLINE ?= 1
+
+demo: .venv/installed
+	.venv/bin/narrowly demo
+
+test: check
+	OMP_NUM_THREADS=1 .venv/bin/pytest -q -n 2
+
+check: .venv/installed
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache | tail -n 5
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "narrowly needs Python 3.11 or later: make PYTHON=python3.11 demo")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.PHONY: demo test check
