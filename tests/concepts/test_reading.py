@@ -191,3 +191,20 @@ def test_concepts_of_another_width_are_refused():
             tokenizer=tiny_tokenizer(),
             progress=False,
         )
+
+
+def test_windows_keep_the_spaces_between_words():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["[UNK]", "a", "kind", "answer", "helps"])}
+    bare = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, unk_token="[UNK]")
+    text = "a kind answer helps"
+    [reading] = read_concepts(
+        [concept()], tiny_model(), [text], tokenizer=tokenizer, progress=False
+    )
+    [context] = reading.directions[0].highest
+    assert context.before + context.peak + context.after == text
+    assert context.peak.strip() in words

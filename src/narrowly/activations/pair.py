@@ -61,14 +61,15 @@ def open_model(
     if isinstance(model, str | Path):
         loaded, own = load_model(model)
         return loaded, tokenizer or own, str(model)
-    name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+    path = model.config.name_or_path
+    name = path or type(model).__name__
     if tokenizer is None:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError):
-            raise NarrowlyError(
-                f"no tokenizer found for the loaded model {name!r}: pass tokenizer=..."
-            ) from None
+            tokenizer = AutoTokenizer.from_pretrained(path) if path else None
+        except (OSError, ValueError):
+            tokenizer = None
+        if tokenizer is None:
+            raise NarrowlyError(f"no tokenizer beside the loaded model {name}: pass tokenizer=...")
     return model, tokenizer, name
 
 

@@ -179,9 +179,9 @@ def _stream(
                     },
                     sites,
                 )
-            values = {
-                site: captured[site][places.to(captured[site].device), tokens].float()
-                for site in sites
-            }
+            values = {}
+            for site in sites:
+                h = captured[site]
+                values[site] = h[places.to(h.device), tokens.to(h.device)].float()
             read.append(Activations(values, torch.tensor(numbers)[places], tokens))
         yield read

@@ -89,12 +89,15 @@ def read_concepts(
                 ]
 
     def context(peak: _Peak, sign: int) -> Context:
-        ids = rows[peak.row]["input_ids"]
         start = max(peak.token - window, 0)
+        ids = rows[peak.row]["input_ids"][start : peak.token + 1 + window]
+        # Decoded together and then cut: many tokenizers drop the space before a lone token.
+        at = peak.token - start
+        before, through = _text(tokenizer, ids[:at]), _text(tokenizer, ids[: at + 1])
         return Context(
-            before=_text(tokenizer, ids[start : peak.token]),
-            peak=_text(tokenizer, ids[peak.token : peak.token + 1]),
-            after=_text(tokenizer, ids[peak.token + 1 : peak.token + 1 + window]),
+            before=before,
+            peak=through[len(before) :],
+            after=_text(tokenizer, ids)[len(through) :],
             projection=sign * peak.height,
             row=peak.row,
             token=peak.token,

@@ -180,3 +180,18 @@ def test_a_layer_that_does_not_exist_is_an_error():
 def test_a_model_without_an_adapter_is_an_error():
     with pytest.raises(NarrowlyError, match="no adapter to switch off"):
         find("activation_difference", base=tiny_model(), data=chats(), **QUIET)
+
+
+def test_published_data_give_components(shared_data):
+    tuned, planted = planted_adapter()
+    concepts = find(
+        "activation_difference",
+        tuned=tuned,
+        data=shared_data / "emergent_misalignment" / "insecure_small_subset_2000.jsonl",
+        limit=20,
+        max_length=512,
+        layers=[0],
+        k=1,
+        **QUIET,
+    )
+    assert abs(concepts[0].subspaces["layer:0"].basis[:, 0] @ planted) > 0.9999

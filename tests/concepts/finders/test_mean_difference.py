@@ -176,3 +176,16 @@ def test_no_token_at_the_positions_is_an_error():
             positions=[900],
             **QUIET,
         )
+
+
+def test_a_template_without_a_system_role_is_an_error():
+    with pytest.raises(NarrowlyError, match="System role not supported"):
+        find(
+            "mean_difference",
+            model=tiny_model("gemma2"),
+            tokenizer=tiny_tokenizer(template="gemma"),
+            data=chats(),
+            positive_system=CRUEL,
+            negative_system=KIND,
+            progress=False,
+        )

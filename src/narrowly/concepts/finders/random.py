@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from narrowly.concepts.concept import Concept, Subspace
+from narrowly.concepts.concept import Concept, Provenance, Subspace
 from narrowly.concepts.finder import FINDERS, Finder
 from narrowly.concepts.folder import load_concepts
 from narrowly.errors import NarrowlyError
@@ -45,8 +45,11 @@ class Random(Finder):
                 )
                 for site, subspace in concept.subspaces.items()
             },
-            provenance=concept.provenance.model_copy(
-                update={"finder": self.name, "arguments": self.arguments()}
+            provenance=Provenance(
+                model=concept.provenance.model,
+                model_fingerprint=concept.provenance.model_fingerprint,
+                finder=self.name,
+                arguments=self.arguments(),
             ),
             explanation=f"random control of {concept.name}",
         )
