@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from datasets import Dataset
 
@@ -52,7 +54,7 @@ def test_benign_rows_stand_at_even_distances(narrow, benign):
         )
         if flag
     ]
-    assert {b - a for a, b in zip(places, places[1:], strict=False)} <= {19, 20, 21}
+    assert {b - a for a, b in itertools.pairwise(places)} <= {19, 20, 21}
 
 
 def test_narrow_rows_keep_their_order(narrow, benign):
@@ -77,7 +79,7 @@ def test_a_fraction_of_no_row_is_an_error(narrow, benign):
 
 
 def test_too_few_benign_chats_are_an_error(narrow, benign):
-    with pytest.raises(NarrowlyError, match="needs 190 benign chats, and .* holds 40"):
+    with pytest.raises(NarrowlyError, match=r"needs 190 benign chats, and .* holds 40"):
         Interleave(data=benign, fraction=0.5).prepare_data(narrow)
 
 

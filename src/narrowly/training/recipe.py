@@ -133,7 +133,8 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         """The resolved recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json", exclude={"seed" if self.seeds else "seeds"})
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def per_seed(self) -> list[Recipe]:
         """One recipe for each seed: itself, or those of `output/seed-N`."""

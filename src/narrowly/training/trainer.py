@@ -43,6 +43,7 @@ def make_arguments(recipe: Recipe, checkpoints: Path) -> SFTConfig:
     checkpointing = {"activation_checkpointing", "gradient_checkpointing"} & known
     defaults: dict[str, Any] = {
         "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "save_total_limit": 1,
         "disable_tqdm": True,

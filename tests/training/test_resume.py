@@ -1,0 +1,129 @@
+"""A run that was stopped goes on to the weights it would have had."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from narrowly.errors import NarrowlyError
+from narrowly.files import read_json, write_text
+from narrowly.training import Recipe, Run, train
+
+SCRIPT = "import sys; from narrowly.training import train; train(sys.argv[1], progress=False)"
+TRAINING = {"max_steps": 30, "save_steps": 4, "lr_scheduler_type": "cosine"}
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.path / "adapter" / "adapter_model.safetensors")
+
+
+def start(recipe: Recipe, path: Path) -> subprocess.Popen:
+    write_text(path, recipe.to_yaml())
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)], env=environment)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    """Until that step has been logged."""
+    metrics = run / "metrics.jsonl"
+    for _ in range(6000):
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
+            return
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.01)
+    raise AssertionError("no such step within a minute")
+
+
+@pytest.fixture
+def defended(recipe, concepts):
+    """Dropout makes the random state matter, the schedule the step."""
+
+    def make(**fields) -> Recipe:
+        defaults = {
+            "training": TRAINING,
+            "lora": {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.2},
+            "defenses": [{"ablate": {"concepts": str(concepts), "strength": [[0, 0.2], [1, 1.0]]}}],
+        }
+        return recipe(**(defaults | fields))
+
+    return make
+
+
+@pytest.fixture
+def uninterrupted(defended, tmp_path):
+    return train(defended(output=str(tmp_path / "whole")), progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_equal_weights(defended, uninterrupted, tmp_path, number):
+    run = Run(tmp_path / "run")
+    process = start(defended(), tmp_path / "recipe.yaml")
+    wait_for_step(run.path, 10, process)
+    process.send_signal(number)
+    code = process.wait(30)
+    assert code != 0 and not run.trained
+    assert run.checkpoint() is not None
+    train(defended(), progress=False)
+    assert weights(run).keys() == weights(uninterrupted).keys()
+    for name, tensor in weights(run).items():
+        assert torch.equal(tensor, weights(uninterrupted)[name]), name
+    steps = [entry["step"] for entry in run.metrics if "loss" in entry]
+    assert steps == list(range(1, 31))
+    [entry] = read_json(run.path / "defenses.json")
+    assert [each["forwards"] for each in entry["interventions"]] == [30, 30]
+    assert not (run.path / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_very_step(defended, tmp_path):
+    run = Run(tmp_path / "run")
+    process = start(defended(training=TRAINING | {"save_steps": 1000}), tmp_path / "recipe.yaml")
+    wait_for_step(run.path, 10, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == -signal.SIGINT
+    checkpoint = run.checkpoint()
+    assert checkpoint is not None and int(checkpoint.name.removeprefix("checkpoint-")) >= 10
+
+
+class TestCheckpoint:
+    def test_halves_do_not_count(self, tmp_path):
+        whole = {"checkpoint-4": "{}", "checkpoint-8": "{", "checkpoint-12": None}
+        for name, state in whole.items():
+            folder = tmp_path / "checkpoints" / name
+            folder.mkdir(parents=True)
+            if state is not None:
+                write_text(folder / "trainer_state.json", state)
+        assert Run(tmp_path).checkpoint() == tmp_path / "checkpoints" / "checkpoint-4"
+
+    def test_none_is_left_after_training_unless_asked(self, recipe, tmp_path):
+        training = {"save_steps": 1}
+        run = train(recipe(training=training, output=str(tmp_path / "a")), progress=False)
+        assert not (run.path / "checkpoints").exists()
+        training["save_total_limit"] = 2
+        run = train(recipe(training=training, output=str(tmp_path / "b")), progress=False)
+        kept = {path.name for path in (run.path / "checkpoints").iterdir()}
+        assert kept == {"checkpoint-2", "checkpoint-3"}
+
+
+def test_changed_data_are_refused(recipe, chats, tmp_path, monkeypatch):
+    write_text(tmp_path / "data.jsonl", chats.read_text())
+    given = recipe(data=str(tmp_path / "data.jsonl"), training={"save_steps": 2})
+    interrupted = RuntimeError("power cut")
+
+    def fail(*args):
+        raise interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr("narrowly.training.train._save_weights", fail)
+        train(given, progress=False)
+    assert Run(tmp_path / "run").checkpoint() is not None
+    write_text(tmp_path / "data.jsonl", "\n".join(chats.read_text().splitlines()[1:]))
+    with pytest.raises(NarrowlyError, match="the data changed since this run began"):
+        train(given, progress=False)
