@@ -68,6 +68,9 @@ def test_principal_components_span_the_exact_subspace(data, centred):
     variance = singular.square() / (len(x) - centred)
     torch.testing.assert_close(found.explained_variance, variance[:k], rtol=1e-6, atol=1e-12)
     torch.testing.assert_close(found.explained_ratio, variance[:k] / variance.sum())
+    moment = fitter.covariance if centred else fitter.second_moment
+    along = (found.components.T @ moment @ found.components).diagonal()
+    torch.testing.assert_close(along, found.explained_variance, rtol=1e-6, atol=1e-12)
 
 
 @settings(max_examples=30, deadline=None)

@@ -14,8 +14,9 @@ def provenance() -> Provenance:
     return Provenance(model="tiny", model_fingerprint="f" * 64, finder="test")
 
 
-def test_a_subspace_spans_the_directions_given_and_keeps_their_signs():
-    directions = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_subspace_spans_the_directions_given_and_keeps_their_signs(sign):
+    directions = sign * torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     subspace = Subspace.spanned_by(directions)
     assert (subspace.width, subspace.rank) == (8, 3)
     torch.testing.assert_close(subspace.basis.T @ subspace.basis, torch.eye(3))
