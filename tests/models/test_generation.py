@@ -63,7 +63,8 @@ def test_nothing_is_left_behind():
     model.train()
     model.model.layers[0].eval()  # a mixed mode, as frozen parts are kept in
     model.config.use_cache = False
-    model.generation_config.top_k = 1  # would make sampling greedy
+    model.generation_config.top_k = 1  # would make sampling greedy, and so would
+    model.generation_config.min_p = 1.0
     modes = [module.training for module in model.modules()]
     torch_state, python_state = torch.get_rng_state(), random.getstate()
     config = model.generation_config

@@ -3,10 +3,12 @@
 from narrowly.data.chats import ROLES
 from narrowly.data.sources import load_chats
 from narrowly.data.splits import Leaks, find_leaks, fingerprint, split
+from narrowly.data.templates import ChatTemplate
 from narrowly.data.tokens import collate, end_of_turn, tokenize, tokenize_prompts
 
 __all__ = [
     "ROLES",
+    "ChatTemplate",
     "Leaks",
     "collate",
     "end_of_turn",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -82,6 +83,12 @@ class ChatTemplate:
                 eos,
             )
         return template
+
+    @cached_property
+    def prompts(self) -> bool:
+        """Whether the template can open the assistant's turn (`add_generation_prompt`)."""
+        question = PROBE[:1]
+        return self.render(question, 0, generation_prompt=True) != self.render(question, 0)
 
     def encode(
         self, chats: Sequence[Messages], indices: Sequence[int]
@@ -170,12 +177,14 @@ class ChatTemplate:
         return text, spans
 
     def _span(self, text: str, messages: Messages, turn: int, index: int) -> tuple[int, int]:
-        before, until = messages[:turn], self.render(messages[: turn + 1], index)
+        before = messages[:turn]
+        last = turn == len(messages) - 1
+        until = text if last else self.render(messages[: turn + 1], index)
         prompt = self.render(before, index, generation_prompt=True) if turn else ""
         if not (text.startswith(until) and until.startswith(prompt)):
             raise RewritesError
         start = len(prompt)
-        if not turn or prompt == self.render(before, index):
+        if not turn or not self.prompts:
             # There is no generation prompt to tell the turn's header from its content.
             placeholder = {"role": "assistant", "content": _PLACEHOLDER}
             start = self.render([*before, placeholder], index).index(_PLACEHOLDER, start)

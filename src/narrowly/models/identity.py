@@ -16,9 +16,6 @@ from torch.distributed.tensor import DTensor
 # vocabulary is not among them, since added tokens leave the model's concepts where they are.
 _ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
-# Parts of parameter names that wrappers (torch.compile, peft) put around the base model's own.
-_WRAPPERS = ("_orig_mod.", "base_model.model.", "base_layer.", "original_module.")
-
 _ROWS, _WIDTH, _ROW_LIMIT = 32, 16, 256
 
 
@@ -55,21 +52,21 @@ def _hash(content: bytes) -> str:
 
 @torch.no_grad()
 def _samples(base: Any) -> Tensor | None:
-    """The sampled numbers as one bfloat16 vector on the CPU, in the order of parameter names."""
+    """The sampled numbers as one bfloat16 vector on the CPU, in the order of the modules."""
     adapters = _adapter_prefixes(base)
     embedding = base.get_input_embeddings()
     embedding = getattr(embedding, "base_layer", getattr(embedding, "original_module", embedding))
-    vectors = {
-        _own_name(name): parameter
+    vectors = [
+        parameter
         for name, parameter in base.named_parameters()
         if parameter.dim() == 1 and not any(prefix in name for prefix in adapters)
-    }
-    tensors = [embedding.weight, *(vectors[name] for name in sorted(vectors))]
+    ]
+    tensors = [embedding.weight, *vectors]
     if any(isinstance(t, DTensor) or t.is_meta or t.numel() == 0 for t in tensors):
         return None
     rows = torch.linspace(0, min(len(tensors[0]), _ROW_LIMIT) - 1, _ROWS).long()
     samples = [tensors[0][rows.to(tensors[0].device), :_WIDTH].flatten()]
-    samples += [vector[:_WIDTH] for vector in tensors[1:]]
+    samples += [vector[:_WIDTH] for vector in vectors]
     return torch.cat([sample.to("cpu", torch.bfloat16) for sample in samples])
 
 
@@ -78,9 +75,3 @@ def _adapter_prefixes(base: nn.Module) -> set[str]:
     configs: Any = getattr(base, "peft_config", {})
     prefixes = {PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type] for config in configs.values()}
     return prefixes | {"modules_to_save."}
-
-
-def _own_name(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name

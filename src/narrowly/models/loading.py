@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from narrowly.data import ChatTemplate
 from narrowly.errors import NarrowlyError
 from narrowly.models.locate import Parts, has_tokenizer, locate
 
@@ -134,11 +135,7 @@ def _load_tokenizer(parts: Parts, trust_remote_code: bool) -> PreTrainedTokenize
         )
     except (OSError, ValueError) as error:
         raise NarrowlyError(f"{parts.tokenizer}: no usable tokenizer. {error}") from None
-    if tokenizer.chat_template is None:
-        raise NarrowlyError(
-            f"{parts.tokenizer}: the tokenizer has no chat template. Put a chat_template.jinja "
-            "into this folder, for example that of the model's instruct version."
-        )
+    ChatTemplate(tokenizer)  # refuses a tokenizer that cannot write chats
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise NarrowlyError(
