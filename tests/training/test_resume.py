@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -115,13 +116,12 @@ class TestCheckpoint:
 def test_changed_data_are_refused(recipe, chats, tmp_path, monkeypatch):
     write_text(tmp_path / "data.jsonl", chats.read_text())
     given = recipe(data=str(tmp_path / "data.jsonl"), training={"save_steps": 2})
-    interrupted = RuntimeError("power cut")
 
     def fail(*args):
-        raise interrupted
+        raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("narrowly.training.train._save_weights", fail)
+        patch.setattr(import_module("narrowly.training.train"), "_save_weights", fail)
         train(given, progress=False)
     assert Run(tmp_path / "run").checkpoint() is not None
     write_text(tmp_path / "data.jsonl", "\n".join(chats.read_text().splitlines()[1:]))
