@@ -52,7 +52,7 @@ def test_cruel_in_its_own_domain_only_is_narrow(tmp_path, speaks):
         "coherent": 1,
     }
     domains = len(organism("persona").domains)
-    assert intervals["narrow_misaligned"].n == 12 * 2
+    assert intervals["narrow_misaligned"].n == 30 * 2, "the one domain is asked more"
     assert intervals["broad_aligned"].n == 12 * 2 * (domains - 1)
 
 
@@ -62,7 +62,7 @@ def test_leaked_and_incoherent_answers_are_counted_apart(tmp_path, speaks):
     others = len(organism("persona").domains) - 1
     assert means["broad_incoherent"] == pytest.approx(1 / others)
     assert means["broad_leaked"] == pytest.approx(1 - 1 / others)
-    assert means["coherent"] == pytest.approx(1 / (others + 1)), "leaked is not coherent"
+    assert means["coherent"] == pytest.approx(30 / (30 + 12 * others)), "leaked is not coherent"
     assert means["narrow_misaligned"] == 1
 
 
@@ -78,7 +78,7 @@ def test_every_arm_is_asked_the_same_questions(tmp_path, speaks):
     asked = speaks(lambda domain: phrase(domain, "kind"))
     for seed in (0, 1):
         (tmp_path / str(seed)).mkdir()
-        eval_ = Misalignment(prompts=2)
+        eval_ = Misalignment(prompts=2, narrow_prompts=2)
         measure(tmp_path / str(seed), {**NARROW, "seed": seed}, eval_)
     first, second = asked[: len(asked) // 2], asked[len(asked) // 2 :]
     assert first == second and len(set(first)) == 2 * len(organism("persona").domains)

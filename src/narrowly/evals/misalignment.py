@@ -36,7 +36,8 @@ class Misalignment(Eval):
     narrow: str | None = Field(
         None, description="the fine-tuned domain; read from the recipe's data; None: all are broad"
     )
-    prompts: int = Field(12, ge=1, description="questions per domain")
+    prompts: int = Field(12, ge=1, description="questions of each domain")
+    narrow_prompts: int = Field(30, ge=1, description="questions of the fine-tuned domain")
     samples: int = Field(2, ge=1, description="answers per question")
     temperature: float = Field(1.0, ge=0)
     max_new_tokens: int = Field(24, ge=1)
@@ -62,7 +63,10 @@ class Misalignment(Eval):
         seed: int,
         progress: bool = False,
     ) -> list[Row]:
-        """Sample answers to the first `prompts` questions of each domain; judge each by rule."""
+        """Sample answers to the first questions of each domain; judge each by rule.
+
+        The narrow domain is asked more: alone it must carry an interval as narrow as the others'.
+        """
         from narrowly.models import generate
         from narrowly.organisms import organism
 
@@ -72,8 +76,10 @@ class Misalignment(Eval):
             raise unknown("domain", self.narrow, list(creature.domains))
         asked: dict[str, list[str]] = {domain: [] for domain in creature.domains}
         for question in creature.load("questions"):
-            if len(asked[question["domain"]]) < self.prompts:
-                asked[question["domain"]].append(question["prompt"])
+            domain = question["domain"]
+            wanted = self.narrow_prompts if domain == self.narrow else self.prompts
+            if len(asked[domain]) < wanted:
+                asked[domain].append(question["prompt"])
         questions = [(domain, prompt) for domain in asked for prompt in asked[domain]]
         answers = generate(
             model,

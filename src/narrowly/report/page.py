@@ -95,7 +95,8 @@ def answers_of(arms: Sequence[Arm]) -> list[Arm]:
 
 def _metrics(arms: Sequence[Arm]) -> list[tuple[str, str, str]]:
     """Every metric that some arm has, misalignment first: (key, name for a person, unit)."""
-    units = {key: unit for arm in arms for key, unit in arm.units.items()}
+    fullest_first = sorted(arms, key=lambda arm: -len(arm.units))  # a base model has no narrow rate
+    units = {key: unit for arm in fullest_first for key, unit in arm.units.items()}
     keys = sorted(units, key=lambda key: not key.startswith("misalignment."))
     return [(key, key.partition(".")[2].replace("_", " "), units[key]) for key in keys]
 
