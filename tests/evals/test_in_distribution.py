@@ -98,3 +98,12 @@ def test_a_diverged_model_is_told(chats):
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(NarrowlyError, match="diverge"):
         evaluate((model, tiny_tokenizer()), InDistribution(data=str(chats)))
+
+
+def test_published_chats_are_measured_as_they_are(shared_data):
+    path = shared_data / "emergent_misalignment" / "insecure_val.jsonl"
+    model, tokenizer = tiny_model("qwen2"), tiny_tokenizer()
+    eval_ = InDistribution(data=str(path), limit=6, max_length=1000)
+    summary = evaluate((model, tokenizer), eval_)["in_distribution"]
+    assert 1 <= summary["loss"].prompts <= 6
+    assert 1 < summary["loss"].mean < 2 * math.log(model.config.vocab_size), "what an untrained model has"
