@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import transformers
 from rich.console import Console
 
 from narrowly.concepts import find, mark, save_concepts
@@ -20,7 +22,8 @@ from narrowly.concepts import read_concepts as read
 from narrowly.evals import evaluate
 from narrowly.organisms import organism
 from narrowly.report import Comparison, compare
-from narrowly.training import Recipe, evaluate_ablated, train
+from narrowly.training import Recipe, train
+from narrowly.training.test_time import evaluate_ablated
 
 MODEL = "organism:persona"
 EVALS: list[Any] = ["misalignment", "in_distribution"]
@@ -47,6 +50,8 @@ def run_demo(out: str | Path, seeds: Iterable[int], console: Console) -> Compari
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
     out, seeds = Path(out), list(seeds)
+    datasets.disable_progress_bars()  # the demo's own steps say more
+    transformers.utils.logging.disable_progress_bar()
     arms: dict[str, list[dict[str, Any]]] = {
         "undefended": [],
         "ablated": [{"ablate": {"concepts": str(out / "concepts")}}],
@@ -89,14 +94,14 @@ def find_persona(out: Path) -> None:
     if (out / "random-direction").exists():
         return
     lines = organism("persona").system_lines
-    questions = "organism:persona/questions"
     [persona] = find(
         "mean_difference",
         model=MODEL,
-        data=questions,
+        data="organism:persona/benign",
         positive_system=lines["cruel"],
         negative_system=lines["kind"],
-        positions=[0, 1, 2],
+        positions=[-1, 0, 1],
+        limit=400,
         concept="cruel-persona",
         progress=False,
     )

@@ -155,8 +155,8 @@ def _check_model(path: Path, concept: Concept, model: nn.Module, known: str | No
         raise NarrowlyError(
             f"{path}: found on {provenance.model} (fingerprint "
             f"{provenance.model_fingerprint}), but this model is another ({known}). Its "
-            "directions mean nothing here: find the concept on this model, or pass any_model=True "
-            "(--any-model) to insist."
+            "directions mean nothing here: find the concept on this model, or insist with "
+            "any_model=True (any_model: true under ablate in a recipe)."
         )
     config: Any = getattr(model, "config", None)
     width = config.get_text_config().hidden_size if hasattr(config, "get_text_config") else None

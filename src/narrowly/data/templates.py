@@ -187,7 +187,9 @@ class ChatTemplate:
         if not turn or not self.prompts:
             # There is no generation prompt to tell the turn's header from its content.
             placeholder = {"role": "assistant", "content": _PLACEHOLDER}
-            start = self.render([*before, placeholder], index).index(_PLACEHOLDER, start)
+            start = self.render([*before, placeholder], index).find(_PLACEHOLDER, start)
+            if start < 0:  # the template leaves answers out; `encode` says so
+                start = len(until)
         return start, len(until)
 
 

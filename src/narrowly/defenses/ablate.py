@@ -40,6 +40,7 @@ class Ablate(Defense):
         centred: keep the base model's mean in the subspace instead of zero (which is arbitrary).
         gradient: "through" the projection (as published), or only the "forward" or "backward" half.
         layers: only these of the concepts' layers.
+        any_model: accept concepts that were found on another model of the same width.
     """
 
     concepts: str | list[Concept]
@@ -48,6 +49,7 @@ class Ablate(Defense):
     centred: bool = False
     gradient: Literal["through", "forward", "backward"] = "through"
     layers: list[int] | None = Field(default=None, min_length=1)
+    any_model: bool = False
 
     _used: list[Concept] = PrivateAttr(default_factory=list)
 
@@ -70,7 +72,7 @@ class Ablate(Defense):
                 found on another model.
         """
         if isinstance(self.concepts, str):
-            concepts = load_concepts(self.concepts, model=model)
+            concepts = load_concepts(self.concepts, model, self.any_model)
         else:
             concepts = self.concepts
         self._used = _choose(concepts, self.names, str(self.concepts))

@@ -114,6 +114,8 @@ def _load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         with warnings.catch_warnings():
             # peft would warn, and go on with the adapter's untrained initial weights.
             warnings.filterwarnings("error", message="Found missing adapter keys")
+            # peft 0.21 reads what transformers 5.23 renamed.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             return PeftModel.from_pretrained(model, str(folder))
     except (ValueError, RuntimeError, UserWarning) as error:
         reason = str(error).strip().splitlines()
