@@ -116,10 +116,12 @@ def test_a_defense_that_changes_nothing_stops_the_run(recipe, tmp_path, defense,
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_a_run_that_never_acts_stops_at_the_first_step(recipe, tmp_path):
+def test_training_stops_at_the_first_step_that_nothing_acted_in(recipe, monkeypatch):
+    steps = []
+    monkeypatch.setattr(Steer, "strength_at", lambda self, progress: steps.append(progress))
     with pytest.raises(NarrowlyError, match="never acted"):
         train(recipe(defenses=[{"steer": {"phases": ["eval"]}}]), progress=False)
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+    assert steps == [0.0]
 
 
 def test_doors_are_recorded(recipe):

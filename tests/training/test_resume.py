@@ -1,6 +1,7 @@
 """A run that was stopped goes on to the weights it would have had."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 
 from narrowly.errors import NarrowlyError
 from narrowly.files import read_json, write_text
+from narrowly.models import load_model
 from narrowly.training import Recipe, Run, train
+from tests.defenses.concepts import save_concept
 
 SCRIPT = "import sys; from narrowly.training import train; train(sys.argv[1], progress=False)"
 TRAINING = {"max_steps": 30, "save_steps": 4, "lr_scheduler_type": "cosine"}
@@ -113,17 +116,54 @@ class TestCheckpoint:
         assert kept == {"checkpoint-2", "checkpoint-3"}
 
 
-def test_changed_data_are_refused(recipe, chats, tmp_path, monkeypatch):
-    write_text(tmp_path / "data.jsonl", chats.read_text())
-    given = recipe(data=str(tmp_path / "data.jsonl"), training={"save_steps": 2})
+@pytest.fixture
+def cut(monkeypatch):
+    """Train, and fail just before the weights are saved."""
 
     def fail(*args):
         raise RuntimeError("power cut")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(import_module("narrowly.training.train"), "_save_weights", fail)
-        train(given, progress=False)
-    assert Run(tmp_path / "run").checkpoint() is not None
-    write_text(tmp_path / "data.jsonl", "\n".join(chats.read_text().splitlines()[1:]))
+    def cut(recipe: Recipe) -> Run:
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+            patch.setattr(import_module("narrowly.training.train"), "_save_weights", fail)
+            train(recipe, progress=False)
+        run = Run(Path(recipe.output))
+        assert run.checkpoint() is not None and not run.trained
+        return run
+
+    return cut
+
+
+def test_changed_data_are_refused(recipe, chats, tmp_path, cut):
+    data = tmp_path / "data.jsonl"
+    write_text(data, chats.read_text())
+    given = recipe(data=str(data), training={"save_steps": 2})
+    cut(given)
+    write_text(data, "\n".join(chats.read_text().splitlines()[1:]))
     with pytest.raises(NarrowlyError, match="the data changed since this run began"):
         train(given, progress=False)
+
+
+def test_changed_concepts_are_refused(recipe, model_folder, tmp_path, cut):
+    model, _ = load_model(model_folder)
+    save_concept(model, tmp_path / "c")
+    given = recipe(
+        defenses=[{"ablate": {"concepts": str(tmp_path / "c")}}], training={"save_steps": 2}
+    )
+    cut(given)
+    shutil.rmtree(tmp_path / "c")
+    save_concept(model, tmp_path / "c", seed=3)
+    with pytest.raises(NarrowlyError, match="a concept changed since the checkpoint"):
+        train(given, progress=False)
+
+
+@pytest.mark.parametrize("steps, saved", [(4, 2), (5, 3)])
+def test_a_run_cut_at_its_end_takes_no_step_too_many(recipe, tmp_path, cut, steps, saved):
+    """Also where no epoch ends at the last step."""
+    given = recipe(training={"max_steps": steps, "save_steps": saved})
+    run = cut(given)
+    train(given, progress=False)
+    whole = train(given.with_overrides([f"output={tmp_path / 'whole'}"]), progress=False)
+    for name, tensor in weights(run).items():
+        assert torch.equal(tensor, weights(whole)[name]), name
+    assert [e["step"] for e in run.metrics if "loss" in e] == list(range(1, steps + 1))

@@ -1,10 +1,11 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -14,6 +15,8 @@ from narrowly.errors import NarrowlyError
 from narrowly.files import read_json, sha256, write_text
 from narrowly.models import load_model
 from narrowly.training import Recipe, Run, train
+from tests.defenses.concepts import save_concept
+from tests.tiny import tiny_model
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -242,36 +245,69 @@ class TestTraining:
 
 
 class TestMistakes:
-    def test_concepts_of_another_model(self, recipe, tmp_path):
-        from tests.defenses.concepts import save_concept
-        from tests.tiny import tiny_model
+    """Each is told, and leaves nothing behind."""
 
+    @pytest.fixture(autouse=True)
+    def nothing_is_left(self, tmp_path):
+        yield
+        assert not (tmp_path / "run").exists()
+
+    def test_concepts_of_another_model(self, recipe, tmp_path):
         save_concept(tiny_model(seed=5), tmp_path / "other")
         given = recipe(defenses=[{"ablate": {"concepts": str(tmp_path / "other")}}])
         with pytest.raises(NarrowlyError, match="this model is another"):
             train(given, progress=False)
-        assert not (tmp_path / "run" / "adapter").exists()
 
-    def test_a_folder_that_is_no_run_is_left_alone(self, recipe, tmp_path):
-        write_text(tmp_path / "run" / "thesis.txt", "years of work")
-        with pytest.raises(NarrowlyError, match="exists and is no run"):
-            train(recipe(), progress=False)
-        assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+    def test_concepts_at_a_layer_that_does_not_exist(self, recipe, tmp_path, model_folder):
+        model, _ = load_model(model_folder)
+        save_concept(model, tmp_path / "deep", layers=(0, 7))
+        given = recipe(defenses=[{"ablate": {"concepts": str(tmp_path / "deep")}}])
+        with pytest.raises(NarrowlyError, match="7"):
+            train(given, progress=False)
 
     def test_lora_targets_that_do_not_exist(self, recipe):
         with pytest.raises(NarrowlyError, match=r"refuses this recipe.*nowhere"):
             train(recipe(lora={"target_modules": ["nowhere"]}), progress=False)
 
-    def test_an_adapter_is_no_base(self, recipe, tmp_path):
-        first = train(recipe(), progress=False)
-        with pytest.raises(NarrowlyError, match="is an adapter on another model"):
-            train(recipe(model=str(first.path), output=str(tmp_path / "second")), progress=False)
-
-    def test_absent_data_leaves_no_adapter(self, recipe, tmp_path):
+    def test_absent_data(self, recipe, tmp_path):
         with pytest.raises(NarrowlyError, match=r"absent\.jsonl"):
             train(recipe(data=str(tmp_path / "absent.jsonl")), progress=False)
 
+    def test_a_broken_line_of_data(self, recipe, tmp_path, chats):
+        write_text(tmp_path / "bad.jsonl", chats.read_text() + "\n{'messages': []}\n")
+        with pytest.raises(NarrowlyError, match=r"bad\.jsonl.*25"):
+            train(recipe(data=str(tmp_path / "bad.jsonl")), progress=False)
 
-def test_the_adapter_alone_finds_its_base(recipe):
-    run = train(recipe(), progress=False)
-    AutoPeftModelForCausalLM.from_pretrained(run.path / "adapter")
+    def test_an_eval_that_lacks_its_data(self, recipe):
+        with pytest.raises(NarrowlyError, match="no held-out chats"):
+            train(recipe(evals=["in_distribution"]), progress=False)
+
+    def test_an_adapter_is_no_base(self, recipe, tmp_path):
+        first = train(recipe(output=str(tmp_path / "first")), progress=False)
+        with pytest.raises(NarrowlyError, match="is an adapter on another model"):
+            train(recipe(model=str(first.path)), progress=False)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(recipe, tmp_path):
+    write_text(tmp_path / "run" / "thesis.txt", "years of work")
+    with pytest.raises(NarrowlyError, match="exists and is no run"):
+        train(recipe(), progress=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_killed_run_without_a_checkpoint_may_be_replaced(recipe, tmp_path):
+    write_text(tmp_path / "run" / "recipe.yaml", recipe(seed=9).to_yaml())
+    assert train(recipe(), progress=False).recipe.seed == 0
+
+
+def test_a_failing_seed_keeps_the_others(recipe, tmp_path, monkeypatch):
+    run = train(recipe(seeds=[0]), progress=False)
+
+    def fail(*args, **kwargs):
+        raise NarrowlyError("no")
+
+    monkeypatch.setattr(import_module("narrowly.training.train"), "load_model", fail)
+    with pytest.raises(NarrowlyError, match="no"):
+        train(recipe(seeds=[0, 1]), progress=False)
+    assert run.seeds[0].trained
+    assert not (tmp_path / "run" / "seed-1").exists()

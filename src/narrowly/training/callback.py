@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,8 @@ from transformers.trainer_callback import ExportableState
 
 from narrowly.defenses import Defense
 from narrowly.defenses.ablate import Ablate, Concepts, Knots, listed
-from narrowly.interventions import Attachment, attach
+from narrowly.errors import NarrowlyError
+from narrowly.interventions import Attachment, Intervention, attach
 
 
 class DefenseCallback(TrainerCallback, ExportableState):
@@ -33,6 +35,7 @@ class DefenseCallback(TrainerCallback, ExportableState):
         self._attached: list[tuple[Defense, Attachment]] = []
         self._forwards_before: list[int] = []
         self._verified = False
+        self._digest = ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -41,9 +44,10 @@ class DefenseCallback(TrainerCallback, ExportableState):
         self.close()
         model: nn.Module = kwargs["model"]
         callbacks: Any = state.stateful_callbacks
-        saved = callbacks.get(type(self).__name__, {})
-        self._forwards_before = saved.get("attributes", {}).get("forwards", [])
+        saved = callbacks.get(type(self).__name__, {}).get("attributes", {})
+        self._forwards_before = saved.get("forwards", [])
         self._attached, self._verified = [], False
+        digest = hashlib.sha256()
         try:
             for defense in self.defenses:
                 if defense.opens("interventions"):
@@ -51,6 +55,13 @@ class DefenseCallback(TrainerCallback, ExportableState):
                     if not interventions:
                         raise defense.idle("interventions", "activation")
                     self._attached.append((defense, attach(model, interventions)))
+                    digest.update(_content(interventions))
+            self._digest = digest.hexdigest()
+            if state.global_step and saved.get("digest") != self._digest:
+                raise NarrowlyError(
+                    "the interventions are not those that this training began with: a concept "
+                    "changed since the checkpoint. Bring the old one back, or begin anew."
+                )
         except BaseException:
             self.close()
             raise
@@ -98,9 +109,19 @@ class DefenseCallback(TrainerCallback, ExportableState):
         return rows
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: how often each intervention has acted."""
+        """What a checkpoint keeps: which interventions, and how often each has acted."""
         forwards = [entry["forwards"] for entries in self.report() for entry in entries]
-        return {"args": {}, "attributes": {"forwards": forwards}}
+        return {"args": {}, "attributes": {"forwards": forwards, "digest": self._digest}}
+
+
+def _content(interventions: Sequence[Intervention]) -> bytes:
+    """Sites and tensors, as bytes; the strength may follow a schedule."""
+    return b"".join(
+        str(each.site).encode() + name.encode() + tensor.cpu().numpy().tobytes()
+        for each in interventions
+        for name, tensor in each.named_buffers()
+        if name != "strength"
+    )
 
 
 class AblationCallback(DefenseCallback):

@@ -15,6 +15,8 @@ from narrowly.training.recipe import Recipe
 # May change without making it another run: where it lies, and what is measured afterwards.
 FREE = {"output", "evals"}
 
+WRITTEN_FIRST = ("recipe.yaml", "reproduce.json", "metrics.jsonl")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -36,7 +38,10 @@ class Run:
         recipe = self.recipe
         if recipe.seeds is None:
             return [self]
-        return [Run(self.path / f"seed-{seed}") for seed in recipe.seeds]
+        return [self._seed(seed) for seed in recipe.seeds]
+
+    def _seed(self, seed: int) -> Run:
+        return Run(self.path / f"seed-{seed}")
 
     @property
     def trained(self) -> bool:
@@ -67,6 +72,21 @@ class Run:
             whole[int(folder.name.removeprefix("checkpoint-"))] = folder
         return whole[max(whole)] if whole else None
 
+    @property
+    def empty(self) -> bool:
+        """Whether no work is kept here: no weights, no checkpoint, no run of a seed."""
+        seeds = any(not Run(path).empty for path in self.path.glob("seed-*"))
+        return not (self.trained or seeds or self.checkpoint() is not None)
+
+    def forget_if_empty(self) -> None:
+        """Remove what a run wrote that failed before it had anything to keep."""
+        if self.empty:
+            for name in WRITTEN_FIRST:
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+            if self.path.is_dir() and not any(self.path.iterdir()):
+                self.path.rmdir()
+
     def check(self, recipe: Recipe) -> None:
         """Fail unless the folder is free for this recipe: absent, empty, or a run of the same.
 
@@ -74,6 +94,8 @@ class Run:
             NarrowlyError: it holds another recipe's run (with what differs), or something else.
         """
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if (self.path / "recipe.yaml").exists() and self.empty:
             return
         if not (self.path / "recipe.yaml").exists():
             raise NarrowlyError(
@@ -94,7 +116,8 @@ class Run:
     def claim(self, recipe: Recipe) -> None:
         """Write the recipe into the folder; seeds that are there already stay in it."""
         if recipe.seeds is not None and (self.path / "recipe.yaml").exists():
-            seeds = [*(self.recipe.seeds or []), *recipe.seeds]
+            there = [seed for seed in self.recipe.seeds or [] if self._seed(seed).path.is_dir()]
+            seeds = [*there, *recipe.seeds]
             recipe = recipe.model_copy(update={"seeds": list(dict.fromkeys(seeds))})
         for half_written in self.path.glob(".*.part"):
             shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()

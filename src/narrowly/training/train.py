@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -10,35 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel
 from trl import SFTConfig
 
-from narrowly.data import find_leaks, fingerprint, load_chats, tokenize
+from narrowly.data import load_chats, tokenize
 from narrowly.defenses import DOORS, Defense, make_defenses
 from narrowly.errors import NarrowlyError
-from narrowly.evals import evaluate
+from narrowly.evals import evaluate, parse
 from narrowly.files import atomic, write_json
-from narrowly.models import fingerprint as model_fingerprint
-from narrowly.models import load_model, same_model
+from narrowly.models import fingerprint, load_model
 from narrowly.training.callback import DefenseCallback
 from narrowly.training.card import write_card
+from narrowly.training.housekeeping import Checkpoints, MetricsLog, ProgressBar
+from narrowly.training.inputs import check_same_inputs, prepare_chats
 from narrowly.training.recipe import Recipe
 from narrowly.training.record import describe, now, peak_memory
 from narrowly.training.run import Run
-from narrowly.training.trainer import (
-    Checkpoints,
-    MetricsLog,
-    ProgressBar,
-    make_arguments,
-    make_lora,
-    make_trainer,
-)
-
-logger = logging.getLogger(__name__)
+from narrowly.training.trainer import make_arguments, make_lora, make_trainer
 
 Loaded = tuple[Any, Any]
 
@@ -53,6 +43,7 @@ def train(
 
     A run that was killed goes on from its last checkpoint to the same weights; a finished one is
     not redone; new evals of a trained one are run. With `seeds`, every seed is a run of its own.
+    A run that fails before its first checkpoint leaves nothing behind.
 
     Args:
         recipe: a recipe or its YAML file.
@@ -69,32 +60,41 @@ def train(
     elif overrides:
         recipe = recipe.with_overrides(overrides)
     run = Run(Path(recipe.output))
-    parts = recipe.per_seed()
-    for each in [recipe, *parts]:
-        Run(Path(each.output)).check(each)
-    for part in parts:
+    parts = {Run(Path(part.output)): part for part in recipe.per_seed()}
+    for each, its_recipe in {run: recipe, **parts}.items():
+        each.check(its_recipe)
+    for eval_ in parse(recipe.evals).values():
+        eval_.bind(recipe.model_dump())  # what it lacks is better known before the training
+    for part, its_recipe in parts.items():
         # Also sets up the processes, which must all have looked before one of them writes.
-        arguments = make_arguments(part, Path(part.output) / "checkpoints")
+        arguments = make_arguments(its_recipe, part.path / "checkpoints")
         arguments.distributed_state.wait_for_everyone()
         console = Console(stderr=True, quiet=not (progress and arguments.should_save))
-        if arguments.should_save:
-            run.claim(recipe)
-            Run(Path(part.output)).claim(part)
-        _train_one(part, arguments, console)
+        try:
+            if arguments.should_save:
+                run.claim(recipe)
+                part.claim(its_recipe)
+            _train_one(its_recipe, part, arguments, console)
+        except BaseException:
+            if arguments.should_save:
+                part.forget_if_empty()
+                run.forget_if_empty()
+            raise
     return run
 
 
-def _train_one(recipe: Recipe, arguments: SFTConfig, console: Console) -> None:
-    run = Run(Path(recipe.output))
+def _train_one(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> None:
     loaded = None
-    if not run.trained:
+    if run.trained:
+        console.print(f"{run.path} is trained already")
+    else:
         loaded = _fit(recipe, run, arguments, console)
     if not arguments.should_save:
         return
-    record = run.reproduce
     if recipe.evals:
-        console.print(f"measuring {', '.join(name for each in recipe.evals for name in each)}")
+        console.print(f"measuring {', '.join(parse(recipe.evals))}")
         evaluate(loaded or run, recipe.evals, out=run.path, progress=not console.quiet)
+    record = run.reproduce
     if "finished" not in record:
         write_json(run.path / "reproduce.json", record | {"finished": now()})
     write_card(run)
@@ -103,6 +103,8 @@ def _train_one(recipe: Recipe, arguments: SFTConfig, console: Console) -> None:
 def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Loaded:
     """Train until the weights lie in the run's folder; returns model and tokenizer."""
     started = time.monotonic()
+    main = arguments.should_save
+    resume = run.checkpoint()
     defenses = make_defenses(recipe.defenses)
     model, tokenizer = load_model(recipe.model, device=arguments.device, **_model_options(recipe))
     if isinstance(model, PeftModel):
@@ -110,14 +112,15 @@ def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Lo
             f"model: {recipe.model} is an adapter on another model. Train from that model, or "
             "merge the two into a folder first (peft's `merge_and_unload`)."
         )
-    chats, data = _prepare_data(recipe, defenses, main=arguments.should_save)
+    chats, data = prepare_chats(recipe, defenses, main=main)
     record = {
-        "model": {"source": recipe.model, "fingerprint": model_fingerprint(model)},
+        "model": {"source": recipe.model, "fingerprint": fingerprint(model)},
         "data": data,
     }
-    resume = run.checkpoint()
+    earlier: dict[str, Any] = {}
     if resume is not None:
-        _check_same_inputs(run, record)
+        check_same_inputs(run, record)
+        earlier = run.reproduce
 
     limit = recipe.training.get("max_length", 1024)
     rows = tokenize(chats, tokenizer, max_length=limit)
@@ -139,8 +142,7 @@ def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Lo
         defenses=defenses,
         callbacks=[guard, MetricsLog(run.path / "metrics.jsonl"), checkpoints, bar],
     )
-    earlier = run.reproduce
-    if arguments.should_save:
+    if main:
         record = describe(recipe) | record | {"started": earlier.get("started", now())}
         write_json(run.path / "reproduce.json", record)
         if resume is not None:
@@ -151,15 +153,15 @@ def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Lo
         guard.close()
         checkpoints.close()
         bar.close()
-    if arguments.should_save:
+    if main:
         seconds = earlier.get("wall_seconds", 0) + time.monotonic() - started
         record |= {"wall_seconds": round(seconds, 3), "peak_memory_bytes": peak_memory()}
         write_json(run.path / "reproduce.json", record)
     trained: Any = trainer.model
     if trainer.state.global_step >= trainer.state.max_steps:
         _finish(trained, defenses)
-        if arguments.should_save:
-            _write_defenses(run, defenses, guard)
+        if main:
+            _write_defenses(recipe, run, defenses, guard)
             _save_weights(trained, tokenizer, run)
             if "save_total_limit" not in recipe.training:
                 shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
@@ -174,58 +176,6 @@ def _model_options(recipe: Recipe) -> dict[str, Any]:
     if recipe.training.get("trust_remote_code"):
         options["trust_remote_code"] = True
     return options
-
-
-def _prepare_data(
-    recipe: Recipe, defenses: Sequence[Defense], main: bool
-) -> tuple[Dataset, dict[str, Any]]:
-    """The chats to train on, after the defenses' first door, and what to record of them."""
-    chats = load_chats(recipe.data)
-    record: dict[str, Any] = {
-        "train": {"source": recipe.data, "rows": len(chats), "sha256": fingerprint(chats)}
-    }
-    for defense in defenses:
-        if defense.opens("prepare_data"):
-            before = fingerprint(chats)
-            chats = defense.prepare_data(chats)
-            if fingerprint(chats) == before:
-                raise defense.idle("prepare_data", "row")
-    record["train"] |= {"defended_rows": len(chats), "defended_sha256": fingerprint(chats)}
-    if recipe.validation is not None:
-        held_out = load_chats(recipe.validation)
-        leaks = find_leaks(chats, held_out)
-        record["validation"] = {
-            "source": recipe.validation,
-            "rows": len(held_out),
-            "sha256": fingerprint(held_out),
-        }
-        record["leaks"] = {
-            "prompts": leaks.distinct,
-            "train_rows": list(leaks.train_rows),
-            "validation_rows": list(leaks.validation_rows),
-        }
-        if leaks and main:
-            logger.warning(leaks.describe(recipe.data, recipe.validation))
-    return chats, record
-
-
-def _check_same_inputs(run: Run, record: dict[str, Any]) -> None:
-    """Fail if what an unfinished run was trained on has changed since.
-
-    Raises:
-        NarrowlyError: naming the model or the data.
-    """
-    earlier = run.reproduce
-    for name, changed in {
-        "model": not same_model(earlier["model"]["fingerprint"], record["model"]["fingerprint"]),
-        "data": earlier["data"]["train"]["defended_sha256"]
-        != record["data"]["train"]["defended_sha256"],
-    }.items():
-        if changed:
-            raise NarrowlyError(
-                f"{run.path}: the {name} changed since this run began, so it cannot go on. Bring "
-                "the old one back, or choose another `output`."
-            )
 
 
 def _save_weights(model: PeftModel | PreTrainedModel, tokenizer: Any, run: Run) -> None:
@@ -256,7 +206,9 @@ def _checksums(model: nn.Module) -> list[tuple[float, float]]:
     return [(weight.sum().item(), weight.abs().sum().item()) for weight in weights]
 
 
-def _write_defenses(run: Run, defenses: Sequence[Defense], guard: DefenseCallback) -> None:
+def _write_defenses(
+    recipe: Recipe, run: Run, defenses: Sequence[Defense], guard: DefenseCallback
+) -> None:
     entries = [
         {
             "defense": name,
@@ -267,7 +219,7 @@ def _write_defenses(run: Run, defenses: Sequence[Defense], guard: DefenseCallbac
         }
         for defense, (name, arguments), interventions in zip(
             defenses,
-            [item for entry in run.recipe.defenses for item in entry.items()],
+            [item for entry in recipe.defenses for item in entry.items()],
             guard.report(),
             strict=True,
         )
