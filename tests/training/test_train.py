@@ -188,6 +188,22 @@ class TestTraining:
         entries = read_json(checkpointed.path / "defenses.json")[0]["interventions"]
         assert [entry["forwards"] for entry in entries] == [4, 4]
 
+    @pytest.mark.slow
+    def test_compiled(self, recipe, concepts, tmp_path):
+        defenses = [{"ablate": {"concepts": str(concepts)}}]
+        plain = train(recipe(defenses=defenses, output=str(tmp_path / "a")), progress=False)
+        compiled = train(
+            recipe(
+                defenses=defenses,
+                output=str(tmp_path / "b"),
+                training={"torch_compile": True, "torch_compile_backend": "aot_eager"},
+            ),
+            progress=False,
+        )
+        torch.testing.assert_close(weights(plain), weights(compiled))
+        entries = read_json(compiled.path / "defenses.json")[0]["interventions"]
+        assert [entry["forwards"] for entry in entries] == [4, 4]
+
     def test_bf16(self, recipe, concepts):
         run = train(
             recipe(defenses=[{"ablate": {"concepts": str(concepts)}}], training={"bf16": True}),

@@ -35,6 +35,7 @@ class DefenseCallback(TrainerCallback, ExportableState):
         self._attached: list[tuple[Defense, Attachment]] = []
         self._forwards_before: list[int] = []
         self._verified = False
+        self._micro_batches = 0
         self._digest = ""
 
     def on_train_begin(
@@ -46,7 +47,7 @@ class DefenseCallback(TrainerCallback, ExportableState):
         callbacks: Any = state.stateful_callbacks
         saved = callbacks.get(type(self).__name__, {}).get("attributes", {})
         self._forwards_before = saved.get("forwards", [])
-        self._attached, self._verified = [], False
+        self._attached, self._verified, self._micro_batches = [], False, 0
         digest = hashlib.sha256()
         try:
             for defense in self.defenses:
@@ -83,10 +84,17 @@ class DefenseCallback(TrainerCallback, ExportableState):
         Raises:
             NarrowlyError: an intervention did not act.
         """
+        self._micro_batches += 1
         if not self._verified:
             for _, attachment in self._attached:
                 attachment.verify()
             self._verified = True
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count."""
+        self._micro_batches += 1
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -104,6 +112,10 @@ class DefenseCallback(TrainerCallback, ExportableState):
         reports = {id(defense): attachment.report() for defense, attachment in self._attached}
         rows = [reports.get(id(defense), []) for defense in self.defenses]
         flat = [entry for entries in rows for entry in entries]
+        for entry in flat:
+            if entry["fired"] and not entry["forwards"]:
+                # Compiled models count nothing, but run what was traced with every micro-batch.
+                entry["forwards"] = self._micro_batches
         for entry, before in zip(flat, self._forwards_before, strict=False):
             entry["forwards"] += before
         return rows

@@ -80,6 +80,6 @@ def _evals(run: Run) -> list[str]:
         for metric, value in read_json(path).items():
             lines.append(
                 f"| {path.parent.name} | {metric} | {value['mean']:.3g} | "
-                f"{value['low']:.3g} to {value['high']:.3g} | {value['n']} |"
+                f"{value['low']:.3g} to {value['high']:.3g} | {value['prompts']} |"
             )
     return lines
