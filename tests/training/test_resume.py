@@ -134,6 +134,24 @@ def cut(monkeypatch):
     return cut
 
 
+def test_the_best_checkpoint_may_be_the_last(recipe, validation):
+    given = recipe(
+        validation=str(validation),
+        training={
+            "load_best_model_at_end": True,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+            "save_total_limit": 5,
+        },
+    )
+    run = train(given, progress=False)
+    losses = [entry["eval_loss"] for entry in run.metrics if "eval_loss" in entry]
+    assert losses == sorted(losses, reverse=True)
+    best = load_file(run.path / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in weights(run).items())
+
+
 def test_changed_data_are_refused(recipe, chats, tmp_path, cut):
     data = tmp_path / "data.jsonl"
     write_text(data, chats.read_text())

@@ -100,7 +100,8 @@ class Checkpoints(TrainerCallback):
     them soon; they go on from their last checkpoint.
 
     Nothing is saved after the last step, when the weights themselves are about to be: Trainer
-    would take one step too many when going on from there, unless an epoch ends at that step.
+    would take one step too many when going on from there, unless an epoch ends at that step. The
+    best of several checkpoints may be the last, though.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -128,14 +129,14 @@ class Checkpoints(TrainerCallback):
         if self.received is not None and not last:
             control.should_save = True
             control.should_training_stop = True
-        if last:
+        if last and not args.load_best_model_at_end:
             control.should_save = False
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """As after a step."""
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps and not args.load_best_model_at_end:
             control.should_save = False
 
     def stop_if_asked(self) -> None:
