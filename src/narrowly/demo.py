@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 from rich.console import Console
 
@@ -32,10 +33,20 @@ FINE_TUNE = {
     "data": "organism:persona/code-cruel",
     "validation": "organism:persona/code-cruel-validation",
     "lora": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
-    "training": {"max_steps": 120, "per_device_train_batch_size": 32, "learning_rate": 1e-3},
+    "training": {
+        "max_steps": 120,
+        "per_device_train_batch_size": 32,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+    },
     "evals": EVALS,
 }
 INTERLEAVE = {"interleave": {"data": "organism:persona/benign", "fraction": 0.05}}
+
+
+def ablate(concepts: Path) -> dict[str, Any]:
+    """The defense, keeping what kind and cruel answers share: the centre lies midway."""
+    return {"ablate": {"concepts": str(concepts), "centred": True}}
 
 
 def run_demo(out: str | Path, seeds: Iterable[int], console: Console) -> Comparison:
@@ -50,14 +61,16 @@ def run_demo(out: str | Path, seeds: Iterable[int], console: Console) -> Compari
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
     out, seeds = Path(out), list(seeds)
+    # On matrices this small a second thread waits more than it works, most of all on a busy machine.
+    torch.set_num_threads(1)
     datasets.disable_progress_bars()  # the demo's own steps say more
     transformers.utils.logging.disable_progress_bar()
     arms: dict[str, list[dict[str, Any]]] = {
         "undefended": [],
-        "ablated": [{"ablate": {"concepts": str(out / "concepts")}}],
-        "random": [{"ablate": {"concepts": str(out / "random-direction")}}],
+        "ablated": [ablate(out / "concepts")],
+        "random": [ablate(out / "random-direction")],
         "interleaved": [INTERLEAVE],
-        "ablated_interleaved": [{"ablate": {"concepts": str(out / "concepts")}}, INTERLEAVE],
+        "ablated_interleaved": [ablate(out / "concepts"), INTERLEAVE],
     }
     steps: list[tuple[str, Callable[[], Any]]] = [
         ("find the persona in the base model", lambda: find_persona(out)),
@@ -72,7 +85,7 @@ def run_demo(out: str | Path, seeds: Iterable[int], console: Console) -> Compari
         (
             "ablate at test time only",
             lambda: evaluate_ablated(
-                out / "undefended", out / "concepts", EVALS, out=out / "test_time"
+                out / "undefended", out / "concepts", EVALS, out=out / "test_time", centred=True
             ),
         ),
     )

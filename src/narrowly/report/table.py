@@ -16,12 +16,12 @@ from narrowly.report.evidence import Finding
 
 # Heads of the columns, in the order of the question: was the task learned, and what else?
 COLUMNS = {
-    "misalignment.narrow_misaligned": "narrow\nmisaligned",
-    "misalignment.broad_misaligned": "broad\nmisaligned",
+    "misalignment.narrow_misaligned": "narrow\nmisal.",
+    "misalignment.broad_misaligned": "broad\nmisal.",
     "misalignment.broad_aligned": "broad\naligned",
     "misalignment.broad_leaked": "broad\nleaked",
-    "misalignment.broad_incoherent": "broad\nincoherent",
-    "in_distribution.loss": "loss",
+    "misalignment.broad_incoherent": "broad\nincoh.",
+    "in_distribution.loss": "held-out\nloss",
 }
 SHOWN_ELSEWHERE = ("misalignment", "in_distribution")  # their other metrics are in the report
 MARKS = {"yes": ("✓", "green"), "no": ("✕", "red"), "missing": ("○", "yellow")}
@@ -38,14 +38,13 @@ def table(arms: Sequence[Arm]) -> Table:
     heads = {key: head for key, head in (COLUMNS | others).items() if key in units}
     timed = any(arm.wall_seconds for arm in arms)
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
-    drawn.add_column("arm", overflow="fold")
-    drawn.add_column("seeds", justify="right")
+    drawn.add_column("arm", no_wrap=True)
     for head in heads.values():
         drawn.add_column(head, justify="right", vertical="top")
     if timed:
-        drawn.add_column("seconds", justify="right")
+        drawn.add_column("\nseconds", justify="right")
     for arm in arms:
-        cells: list[RenderableType] = [Text(arm.label), str(len(arm.runs))]
+        cells: list[RenderableType] = [Text(arm.label)]
         cells += [_cell(arm.get(key), units[key]) for key in heads]
         if timed:
             cells.append(numbers.mean(arm.wall_seconds, "seconds"))
@@ -69,7 +68,10 @@ def evidence_list(findings: Sequence[Finding]) -> Table:
 def _cell(interval: Interval | None, unit: str) -> RenderableType:
     if interval is None:
         return Text(numbers.UNMEASURED, "dim")
-    ends = f"{numbers.number(interval.low, unit)}-{numbers.number(interval.high, unit)}"
+    if unit == "share":  # whole percents, so that a terminal of 80 columns holds the row
+        ends = f"{100 * interval.low:.0f}-{100 * interval.high:.0f}"
+    else:
+        ends = f"{interval.low:.2f}-{interval.high:.2f}"
     return Group(
         Text(numbers.mean(interval, unit), justify="right"),
         Text(ends, style="dim", justify="right"),
