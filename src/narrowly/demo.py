@@ -61,7 +61,7 @@ def run_demo(out: str | Path, seeds: Iterable[int], console: Console) -> Compari
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
     out, seeds = Path(out), list(seeds)
-    # On matrices this small a second thread waits more than it works, most of all on a busy machine.
+    # On matrices this small a second thread waits more than it works, on a busy machine most.
     torch.set_num_threads(1)
     datasets.disable_progress_bars()  # the demo's own steps say more
     transformers.utils.logging.disable_progress_bar()
