@@ -244,10 +244,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64  # one model class, a graph for each variant
 
+    about = describe(options)
     model = llama(options.hidden, options.device)
     figures: dict[str, Any] = {"training step": training(model, False, options)}
-    others, absent = installed()
-    about = describe(options, absent)
+    others, about["absent"] = installed()
     figures["capture at all layers"] = forward(model, [*OWN, *others], "capture", False, options)
     figures["projection at three layers"] = forward(model, [*OWN, *others], "edit", False, options)
     if options.compile:

@@ -12,7 +12,7 @@ import torch
 PACKAGES = ["narrowly", "torch", "transformers", "peft", "nnsight", "pyvene", "transformer-lens"]
 
 
-def describe(options: Any, absent: dict[str, str]) -> dict[str, Any]:
+def describe(options: Any) -> dict[str, Any]:
     """The machine, the versions and the settings."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -32,7 +32,6 @@ def describe(options: Any, absent: dict[str, str]) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if options.device != "cpu" else None,
         "load_average": os.getloadavg()[0],
         "versions": versions,
-        "absent": absent,
         "settings": vars(options),
     }
 
