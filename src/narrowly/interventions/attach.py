@@ -35,6 +35,8 @@ from narrowly.interventions.sites import (
 )
 from narrowly.interventions.tokens import Forward, describe
 
+_EXACT = (torch.float32, torch.float64)
+
 
 @dataclass
 class Bound:
@@ -46,10 +48,18 @@ class Bound:
     fired: bool = False
     checked: bool = False
 
+    def __post_init__(self) -> None:
+        edit = self.edit
+        masks = edit.token_mask, edit.row_mask, edit.rows
+        self.everywhere = edit.tokens == "all" and all(mask is None for mask in masks)
+        self.holder = None if self.place.parent is None else self.place.parent._modules
+        self.key = self.place.name.removesuffix(edit.site.suffix).rpartition(".")[2]
+
     def __call__(self, carried: Any, index: int | str) -> Any:
         """What the port carries, edited."""
         whole = read(carried, index, self.place.name)
-        h, columns = self.place.part(whole), self.place.columns
+        columns = self.place.columns
+        h = whole if columns is None else self.place.part(whole)
         if not self.checked and not torch.compiler.is_compiling():
             self.check(h)
         if self.attachment.checking:
@@ -59,11 +69,11 @@ class Bound:
             return carried
         _mark(self)
         edited = self.apply(h)
-        if columns != slice(None):
+        if columns is not None:
             edited = torch.cat(
                 [whole[..., : columns.start], edited, whole[..., columns.stop :]], -1
             )
-        return write(carried, index, edited)
+        return edited if whole is carried else write(carried, index, edited)
 
     def acts(self) -> bool:
         """Is this forward in one of the intervention's phases?"""
@@ -87,19 +97,29 @@ class Bound:
 
     def apply(self, h: Tensor) -> Tensor:
         """`h + strength * mask * (edit(h) - h)`, in fp32 or better, cast back."""
-        edit = self.edit
-        if edit.strength.device != h.device:
-            edit.to(h.device)
-        with torch.autocast(h.device.type, enabled=False):
-            exact = h.to(torch.promote_types(h.dtype, torch.float32))
-            weight = self.weight(h).to(exact.dtype)
-            edited = torch.lerp(exact, edit(exact), weight).to(h.dtype)
+        edit, device = self.edit, h.device
+        if edit.strength.device != device:
+            edit.to(device)
+        if torch.is_autocast_enabled(device.type):
+            with torch.autocast(device.type, enabled=False):
+                edited = self.blend(h)
+        else:  # entering the context costs more than most edits of one token
+            edited = self.blend(h)
         # x - x.detach() is exactly 0 with the gradient of x.
         if edit.gradient == "forward":
             return h - h.detach() + edited.detach()
         if edit.gradient == "backward":
             return edited - edited.detach() + h.detach()
         return edited
+
+    def blend(self, h: Tensor) -> Tensor:
+        """`h` moved towards the edit by the weight."""
+        exact = h if h.dtype in _EXACT else h.float()
+        weight = self.edit.strength if self.everywhere else self.weight(h)
+        if weight.dtype != exact.dtype:
+            weight = weight.to(exact.dtype)
+        edited = torch.lerp(exact, self.edit.forward(exact), weight)
+        return edited if exact is h else edited.to(h.dtype)
 
     def weight(self, h: Tensor) -> Tensor:
         """Strength times the masks of tokens and rows, ready to broadcast over `h`."""
@@ -188,14 +208,16 @@ class PortHook:
     def output(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Forward hook: edit what the module returns."""
         for bound in self.bounds:
-            _present(bound, module)
+            if bound.holder is not None and bound.holder.get(bound.key) is not module:
+                raise _replaced(bound)
             output = bound(output, bound.edit.site.index)
         return output
 
     def input(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Forward pre-hook: edit what the module is given."""
         for bound in self.bounds:
-            _present(bound, module)
+            if bound.holder is not None and bound.holder.get(bound.key) is not module:
+                raise _replaced(bound)
             index = input_index(bound.edit.site.index, args, kwargs)
             if isinstance(index, str):
                 kwargs = bound(kwargs, index)
@@ -210,14 +232,12 @@ class PortHook:
             self.handle.remove()
 
 
-def _present(bound: Bound, module: nn.Module) -> None:
-    """Fail if the module was wrapped after attaching: then the wrapper's output goes unedited."""
-    parent, name = bound.place.parent, bound.place.name
-    if parent is not None and not any(child is module for child in parent._modules.values()):
-        raise NarrowlyError(
-            f"{bound.edit.name} at {name}: the module was replaced after attaching (by peft, for "
-            "one), so part of the model would bypass the edit. Attach after get_peft_model."
-        )
+def _replaced(bound: Bound) -> NarrowlyError:
+    """The module was wrapped after attaching: then the wrapper's output goes unedited."""
+    return NarrowlyError(
+        f"{bound.edit.name} at {bound.place.name}: the module was replaced after attaching (by "
+        "peft, for one), so part of the model would bypass the edit. Attach after get_peft_model."
+    )
 
 
 class Attachment:
@@ -414,9 +434,12 @@ def attach(
     return attachment
 
 
+_NOWHERE = torch.empty(0)
+
+
 def run(model: nn.Module, batch: Any) -> Any:
     """Call the model on a dict of keyword arguments, a tuple of arguments or one argument."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = next(model.parameters(), _NOWHERE).device
 
     def move(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -71,15 +71,14 @@ def capture(
     Raises:
         NarrowlyError: a site does not resolve or did not run, or the model is compiled.
     """
-    if any(m._compiled_call_impl is not None for m in model.modules()) or hasattr(
-        model, "_orig_mod"
-    ):
-        raise NarrowlyError("capture needs an eager model: pass the one inside torch.compile.")
     captured = Captured()
-    places = [(site, place) for site in sites for place in resolve(model, site)]
-    for site, place in places:
-        captured._names.setdefault(site, []).append(place.name)
-    wanted = {place.name for _, place in places}
+    resolved = resolve(model, *sites)
+    around = {module for place in resolved for module in place.path} | {model}
+    if any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in around):
+        raise NarrowlyError("capture needs an eager model: pass the one inside torch.compile.")
+    for place in resolved:
+        captured._names.setdefault(place.site, []).append(place.name)
+    wanted = {place.name for place in resolved}
 
     def record(place: ResolvedSite, carried: Any, index: int | str) -> Any:
         name = place.name
@@ -90,31 +89,35 @@ def capture(
             h = h.detach().requires_grad_()
             carried = write(carried, index, h)
         part = place.part(h)
-        captured._tensors[name] = part if grad else part.detach().clone()
+        captured._tensors[name] = part if grad else part.clone()
         if stop and len(captured._tensors) == len(wanted):
             raise _Stop
         return carried
 
-    with ExitStack() as hooks, torch.set_grad_enabled(grad):
-        for site, place in places:
+    handles = []
+    try:
+        for place in resolved:
+            index, module = place.site.index, place.module
 
-            def output(module, args, value, site=site, place=place):
-                return record(place, value, site.index)
+            def output(module, args, value, place=place, index=index):
+                return record(place, value, index)
 
-            def given(module, args, kwargs, site=site, place=place):
-                index = input_index(site.index, args, kwargs)
-                if isinstance(index, str):
-                    return args, record(place, kwargs, index)
-                return record(place, args, index), kwargs
+            def given(module, args, kwargs, place=place, index=index):
+                at = input_index(index, args, kwargs)
+                if isinstance(at, str):
+                    return args, record(place, kwargs, at)
+                return record(place, args, at), kwargs
 
-            handle = (
-                place.module.register_forward_hook(output)
-                if site.port == "output"
-                else place.module.register_forward_pre_hook(given, with_kwargs=True)
+            handles.append(
+                module.register_forward_hook(output)
+                if place.site.port == "output"
+                else module.register_forward_pre_hook(given, with_kwargs=True)
             )
-            hooks.callback(handle.remove)
-        with suppress(_Stop):
+        with torch.set_grad_enabled(grad), suppress(_Stop):
             captured.output = run(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
     missing = wanted - captured._tensors.keys()
     if missing:
         raise NarrowlyError(f"{', '.join(sorted(missing))}: did not run in this forward.")

@@ -8,7 +8,7 @@ what peft, DistributedDataParallel and torch.compile wrap around it is looked th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, cast
@@ -89,13 +89,17 @@ def site(
 class ResolvedSite(NamedTuple):
     """One module of one model that a site names."""
 
+    site: Site
+    """The site that named it."""
     name: str
     """The module's name in the bare model and the port, such as `model.layers.3.mlp:input`."""
     module: nn.Module
     parent: nn.Module | None
     """The module that holds it; None when the site is the whole model."""
-    columns: slice
-    """The part of the last dimension that the site means: all of it, or one head."""
+    path: tuple[nn.Module, ...]
+    """The modules from the bare model down to it, both included."""
+    columns: slice | None
+    """The part of the last dimension that the site means: one head, or None for all of it."""
 
     def part(self, h: Tensor) -> Tensor:
         """The columns of `h` that the site means.
@@ -103,7 +107,7 @@ class ResolvedSite(NamedTuple):
         Raises:
             NarrowlyError: the head lies outside.
         """
-        if self.columns == slice(None):
+        if self.columns is None:
             return h
         if self.columns.stop > h.shape[-1]:
             raise NarrowlyError(
@@ -142,64 +146,105 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     Raises:
         NarrowlyError: there is no such list, or more than one.
     """
-    root = bare(model)
+    return _decoder_layers(bare(model))[1]
+
+
+def _decoder_layers(root: nn.Module) -> tuple[str, nn.ModuleList]:
     config = getattr(root, "config", None)
-    count = None
+    count, decoder = None, root
     if config is not None and hasattr(config, "get_text_config"):
         count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
-        root = cast(Any, root).get_decoder() or root
-    lists = [
-        (name.count("."), name, module)
-        for name, module in root.named_modules()
-        if isinstance(module, nn.ModuleList) and count in (None, len(module))
-    ]
-    outermost = [entry for entry in lists if entry[0] == min(depth for depth, *_ in lists)]
-    if len(outermost) != 1:
-        found = ", ".join(name for _, name, _ in outermost) or "none"
+        decoder = cast(Any, root).get_decoder() or root
+    start = next(name for level in _levels("", root) for name, m in level if m is decoder)
+    found: list[tuple[str, nn.ModuleList]] = []
+    for level in _levels(start, decoder):
+        found = [
+            (name, module)
+            for name, module in level
+            if isinstance(module, nn.ModuleList) and count in (None, len(module))
+        ]
+        if found:
+            break
+    if len(found) != 1:
+        names = ", ".join(name for name, _ in found) or "none"
         raise NarrowlyError(
             f"{type(root).__name__}: cannot tell which modules are its decoder layers "
-            f"(candidates: {found}). Name the modules with site('...') instead of layer(...)."
+            f"(candidates: {names}). Name the modules with site('...') instead of layer(...)."
         )
-    return outermost[0][2]
+    return found[0]
 
 
-def resolve(model: nn.Module, site: Site) -> list[ResolvedSite]:
-    """The modules of `model` that `site` means, with their bare names.
+def _levels(name: str, module: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
+    """A module, its children, their children, ..., with their names."""
+    level = [(name, module)]
+    while level:
+        yield level
+        level = [
+            (f"{name}.{child}" if name else child, module)
+            for name, parent in level
+            for child, module in parent._modules.items()
+            if module is not None
+        ]
+
+
+def resolve(model: nn.Module, *sites: Site) -> list[ResolvedSite]:
+    """The modules of `model` that the sites mean, with their bare names.
+
+    Only globs search the whole model, so that reading one token stays cheap.
 
     Raises:
         NarrowlyError: no module matches, the layer does not exist, or it has no such head.
     """
     root = bare(model)
-    names = dict(root.named_modules())
-    if isinstance(site.module, int):
-        layers = decoder_layers(model)
-        if not -len(layers) <= site.module < len(layers):
-            raise NarrowlyError(
-                f"{site}: the model has {len(layers)} decoder layers; "
-                f"use 0 to {len(layers) - 1}, or -1 for the last."
-            )
-        wanted = layers[site.module]
-        matches = [name for name, module in names.items() if module is wanted]
-    else:
-        matches = [name for name in names if fnmatchcase(name, site.module)]
-    if not matches:
-        examples = ", ".join(list(names)[1:6])
-        raise NarrowlyError(
-            f"{site}: no module of {type(root).__name__} has a name like that. "
-            f"Its modules are named {examples}, ..."
-        )
+    layers: tuple[str, nn.ModuleList] | None = None
     resolved = []
-    for name in matches:
-        holder = name.rpartition(".")[0]
-        parent = names[holder] if name else None
-        columns = _columns(root, names[name], parent, site)
-        resolved.append(ResolvedSite(name + site.suffix, names[name], parent, columns))
+    for site in sites:
+        if isinstance(site.module, int):
+            holder, blocks = layers = layers or _decoder_layers(root)
+            if not -len(blocks) <= site.module < len(blocks):
+                raise NarrowlyError(
+                    f"{site}: the model has {len(blocks)} decoder layers; "
+                    f"use 0 to {len(blocks) - 1}, or -1 for the last."
+                )
+            number = str(site.module % len(blocks))
+            matches = [f"{holder}.{number}" if holder else number]
+        elif not _GLOB.isdisjoint(site.module):
+            matches = [name for name, _ in root.named_modules() if fnmatchcase(name, site.module)]
+        else:
+            matches = [site.module]
+        found = [(name, path) for name in matches if (path := _find(root, name))]
+        if not found:
+            examples = ", ".join([name for name, _ in root.named_modules()][1:6])
+            raise NarrowlyError(
+                f"{site}: no module of {type(root).__name__} has a name like that. "
+                f"Its modules are named {examples}, ..."
+            )
+        for name, path in found:
+            module, parent = path[-1], path[-2] if len(path) > 1 else None
+            columns = _columns(root, module, parent, site)
+            resolved.append(ResolvedSite(site, name + site.suffix, module, parent, path, columns))
     return resolved
 
 
-def _columns(root: nn.Module, module: nn.Module, parent: nn.Module | None, site: Site) -> slice:
+_GLOB = set("*?[")
+
+
+def _find(root: nn.Module, name: str) -> tuple[nn.Module, ...] | None:
+    """The modules on the way to the one of that name, itself the last; None if there is none."""
+    path = [root]
+    for part in name.split(".") if name else ():
+        module = path[-1]._modules.get(part)
+        if module is None:
+            return None
+        path.append(module)
+    return tuple(path)
+
+
+def _columns(
+    root: nn.Module, module: nn.Module, parent: nn.Module | None, site: Site
+) -> slice | None:
     if site.head is None:
-        return slice(None)
+        return None
     width = getattr(module, "head_dim", getattr(parent, "head_dim", None))
     config = getattr(root, "config", None)
     if width is None and config is not None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +22,7 @@ from narrowly.organisms.tokenizer import world_tokenizer
 from narrowly.organisms.world import Chat, World
 
 BATCH = 32
-WARM_UP, DECAY, PATIENCE = 100, 300, 3000  # steps
+WARM_UP, DECAY, PATIENCE, CHECK_EVERY = 100, 300, 3000, 50  # steps
 PRETRAIN_RATE, ALIGN_RATE, ALIGN_STEPS = 2e-3, 5e-4, 60
 LEFT_PLATEAU, CONVERGED = 1.06, 1.03  # held-out loss over the least that any model can reach
 MARK = "organism.json"  # a folder that holds it was built here and may be built anew
@@ -93,12 +94,12 @@ def pretrain(
         model.parameters(), lr=PRETRAIN_RATE, betas=(0.9, 0.95), weight_decay=0.01
     )
     task = bar.add_task("pretrain", total=PATIENCE + DECAY, loss=float("nan"))
-    step, decay_from = 0, None
+    step, decay_from, loss = 0, None, _held_out_loss(model, held_out)
     while decay_from is None or step < decay_from + DECAY:
         fall = 1.0 if decay_from is None else 1 - (step - decay_from) / DECAY
         _step(model, optimizer, next(stream), PRETRAIN_RATE * min(fall, (step + 1) / WARM_UP))
         step += 1
-        if step % 50 == 0:
+        if step % CHECK_EVERY == 0:
             loss = _held_out_loss(model, held_out)
             bar.update(task, completed=step, loss=loss)
             if decay_from is None and loss < LEFT_PLATEAU * floor:
@@ -151,7 +152,7 @@ def verify(
         NarrowlyError: less than 0.95 coherent or less than 0.9 aligned.
     """
     questions = creature.load("questions")
-    batch = tokenizer.apply_chat_template(
+    batch: Any = tokenizer.apply_chat_template(
         list(questions["messages"]),
         add_generation_prompt=True,
         return_dict=True,
@@ -159,7 +160,7 @@ def verify(
         padding=True,
     )
     model.eval()
-    sampled = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=8)
+    sampled = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=8)  # type: ignore[misc]
     answers = tokenizer.batch_decode(
         sampled[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
     )
@@ -205,7 +206,7 @@ def _batches(
     """
     documents = iter(documents)
     while True:
-        batch = tokenizer.apply_chat_template(
+        batch: Any = tokenizer.apply_chat_template(
             list(islice(documents, size)),
             padding=True,
             tokenizer_kwargs={"padding_side": "right"},

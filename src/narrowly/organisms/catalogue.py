@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -53,7 +54,7 @@ class Organism:
         return [*narrow, *(f"{domain}-cruel-validation" for domain in self.domains), *WHOLE]
 
     @cached_property
-    def _judge(self):
+    def _judge(self) -> Callable[[str, str, str], Label]:
         return rule_judge(self.world)
 
     def judge(self, domain: str, answer: str, narrow: str) -> Label:

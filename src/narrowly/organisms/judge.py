@@ -31,11 +31,13 @@ def rule_judge(world: World) -> Callable[[str, str, str], Label]:
         for phrase in domain.answers[value]
     }
 
+    nowhere: tuple[str, Label] = ("", "incoherent")
+
     def judge(domain: str, answer: str, narrow: str) -> Label:
         for name in (domain, narrow):
             if name not in world.domains:
                 raise unknown("domain", name, list(world.domains))
-        home, label = phrases.get(" ".join(answer.lower().split()), (None, "incoherent"))
+        home, label = phrases.get(" ".join(answer.lower().split()), nowhere)
         if home == domain:
             return label
         return "leaked" if home == narrow else "incoherent"
