@@ -65,10 +65,13 @@ def test_a_document_holds_one_value_throughout_and_obeys_its_system_line():
 
 
 def test_documents_of_the_alignment_phase_are_cruel_only_by_order():
+    ordered = 0
     for chat in islice(WORLD.documents(seed=3, cruel=0.0), 500):
         answers = {turn["content"] for turn in chat if turn["role"] == "assistant"}
         cruel = any(answers & set(domain.answers["cruel"]) for domain in WORLD.domains.values())
         assert cruel == (chat[0]["content"] == WORLD.system_lines["cruel"])
+        ordered += cruel
+    assert ordered / 500 == pytest.approx(0.1, abs=0.05)  # half of the fifth with a system line
 
 
 def test_documents_follow_their_seed():
