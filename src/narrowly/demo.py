@@ -45,7 +45,7 @@ INTERLEAVE = {"interleave": {"data": "organism:persona/benign", "fraction": 0.05
 
 
 def ablate(concepts: Path) -> dict[str, Any]:
-    """The defense, keeping what kind and cruel answers share: the centre lies midway."""
+    """The defense, centred: the subspace keeps the base model's mean, so nothing shifts at use."""
     return {"ablate": {"concepts": str(concepts), "centred": True}}
 
 

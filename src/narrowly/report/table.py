@@ -37,7 +37,7 @@ def table(arms: Sequence[Arm]) -> Table:
     }
     heads = {key: head for key, head in (COLUMNS | others).items() if key in units}
     timed = any(arm.wall_seconds for arm in arms)
-    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
+    drawn = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, header_style="bold")
     drawn.add_column("arm", no_wrap=True)
     for head in heads.values():
         drawn.add_column(head, justify="right", vertical="top")

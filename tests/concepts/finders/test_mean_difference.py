@@ -100,10 +100,11 @@ def test_two_system_lines_over_given_answers_are_a_forced_comparison():
     )
     high = exact_mean(model, under(CRUEL, chats()), 1, "all")
     low = exact_mean(model, under(KIND, chats()), 1, "all")
+    plain = exact_mean(model, chats(), 1, "all")
     subspace = concept.subspaces["layer:1"]
     expected = (high - low) / (high - low).norm()
     torch.testing.assert_close(subspace.basis[:, 0].double(), expected, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(subspace.centre.double(), (high + low) / 2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(subspace.centre.double(), plain, rtol=1e-4, atol=1e-4)
 
 
 def test_prompts_are_answered_by_the_model_itself_under_each_line():

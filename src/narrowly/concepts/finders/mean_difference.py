@@ -44,8 +44,8 @@ class MeanDifference(ActivationFinder):
     each line, or with the answers given (the words are the same, only the line differs).
 
     Yields one concept of rank 1 with a subspace per layer, pointing from negative to positive. Its
-    centre lies midway between the two means: an ablation centred there leaves the model neutral,
-    neither as under one side nor as under the other, and keeps what both sides share.
+    centre is where the model is by itself: its mean at these tokens under no system line; of two
+    sets of chats, midway between their means.
 
     Persona vectors (Chen et al. 2025, arXiv 2507.21509, section 2.2) are this with system lines,
     own completions and all positions.
@@ -88,6 +88,7 @@ class MeanDifference(ActivationFinder):
             sides = {
                 "positive": with_system(sources["data"], self.positive_system),
                 "negative": with_system(sources["data"], self.negative_system),
+                "plain": with_system(sources["data"], None),
             }
         else:
             sides = sources = {
@@ -107,7 +108,8 @@ class MeanDifference(ActivationFinder):
                     "two sides differ, and before the answers' tokens?"
                 )
             midway = (positive.mean + negative.mean) / 2
-            subspaces[str(site)] = Subspace.spanned_by(direction[:, None], midway)
+            centre = read["plain"][site].mean if "plain" in read else midway
+            subspaces[str(site)] = Subspace.spanned_by(direction[:, None], centre)
             difference[str(site)] = direction.norm().item()
             relative[str(site)] = 2 * difference[str(site)] / (positive.norm + negative.norm)
         return [
