@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def run_demo(out: str | Path, seeds: Iterable[int], console: Console) -> Compari
     for arm, defenses in arms.items():
         values = FINE_TUNE | {"defenses": defenses, "seeds": seeds, "output": str(out / arm)}
         recipe = Recipe.model_validate(values)
-        steps.append((f"fine-tune, {arm}", lambda recipe=recipe: train(recipe, progress=False)))
+        steps.append((f"fine-tune, {arm}", partial(train, recipe, progress=False)))
     steps.insert(
         3,
         (
