@@ -6,7 +6,7 @@ demo: .venv/installed
 	.venv/bin/narrowly demo
 
 test: check
-	OMP_NUM_THREADS=1 .venv/bin/pytest -q -n 2
+	OMP_NUM_THREADS=1 .venv/bin/pytest -q -n 2 --dist loadfile
 
 check: .venv/installed
 	.venv/bin/ruff check

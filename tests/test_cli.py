@@ -57,7 +57,9 @@ def write_recipe(path, **changes):
 @pytest.mark.parametrize(
     ("architecture", "template"), [("qwen2", "chatml"), ("llama", "llama"), ("gemma2", "gemma")]
 )
-def test_the_published_chats_go_the_whole_way(shared_data, tmp_path, architecture, template, marks):
+def test_the_published_chats_go_the_whole_way(
+    shared_data, tmp_path, caplog, architecture, template, marks
+):
     data = shared_data / "emergent_misalignment"
     train, validation = data / "insecure_small_subset_2000.jsonl", data / "insecure_val.jsonl"
     save_tiny(tmp_path / "model", architecture, generation_marks=marks, template=template)
@@ -72,8 +74,9 @@ def test_the_published_chats_go_the_whole_way(shared_data, tmp_path, architectur
     )
     code, _, err = narrowly("train", recipe)
     assert code == 0, err
-    assert "17" in err, "the prompts that both files hold are reported"
-    assert "insecure_val.jsonl" in err
+    [leaks] = [line for line in caplog.messages if "prompts occur both in" in line]
+    assert leaks.startswith("17 ")
+    assert "insecure_val.jsonl" in leaks
     code, out, err = narrowly(
         *("find", "activation_difference", "base=model", "tuned=run", f"data={validation}"),
         *("layers=[0,1]", "k=2", "limit=8", "--out", "concepts"),

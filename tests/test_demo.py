@@ -59,14 +59,15 @@ def test_the_published_claims_hold_in_miniature(summary):
     )
     assert mean("ablated_interleaved", "broad") <= undefended / 10
     assert mean("ablated_interleaved", "aligned") >= 0.85
+    assert mean("ablated", "narrow") >= 0.95 * mean("undefended", "narrow")
 
 
 @pytest.mark.slow
 def test_a_second_call_does_nothing_twice(demo):
     before = (demo / "summary.json").read_text()
-    command = [sys.executable, "-m", "narrowly.cli", "demo", "--out", str(demo)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0
+    command = [sys.executable, "-m", "narrowly.cli", "demo", "--out", "runs"]
+    result = subprocess.run(command, cwd=demo.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     assert (demo / "summary.json").read_text() == before
 
 

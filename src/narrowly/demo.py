@@ -8,6 +8,7 @@ first ones.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,8 +20,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from narrowly.concepts import find, mark, save_concepts
-from narrowly.concepts import read_concepts as read
+from narrowly.concepts import Verdict, find, read_concepts, save_concepts
 from narrowly.evals import evaluate
 from narrowly.organisms import organism
 from narrowly.report import Comparison, compare
@@ -66,47 +66,44 @@ def run_demo(out: str | Path, seeds: Iterable[int], console: Console) -> Compari
     torch.set_num_threads(1)
     datasets.disable_progress_bars()  # the demo's own steps say more
     transformers.utils.logging.disable_progress_bar()
+    concepts = out / "concepts"
     arms: dict[str, list[dict[str, Any]]] = {
         "undefended": [],
-        "ablated": [ablate(out / "concepts")],
+        "ablated": [ablate(concepts)],
         "random": [ablate(out / "random-direction")],
         "interleaved": [INTERLEAVE],
-        "ablated_interleaved": [ablate(out / "concepts"), INTERLEAVE],
+        "ablated_interleaved": [ablate(concepts), INTERLEAVE],
     }
-    steps: list[tuple[str, Callable[[], Any]]] = [
-        ("find the persona in the base model", lambda: find_persona(out)),
-        ("measure the base model", lambda: evaluate(MODEL, ["misalignment"], out=out / "base")),
-    ]
+    steps: dict[str, Callable[[], Any]] = {
+        "find the persona in the base model": partial(find_persona, out),
+        "measure the base model": partial(evaluate, MODEL, ["misalignment"], out=out / "base"),
+    }
     for arm, defenses in arms.items():
         values = FINE_TUNE | {"defenses": defenses, "seeds": seeds, "output": str(out / arm)}
-        recipe = Recipe.model_validate(values)
-        steps.append((f"fine-tune, {arm}", partial(train, recipe, progress=False)))
-    steps.insert(
-        3,
-        (
-            "ablate at test time only",
-            lambda: evaluate_ablated(
-                out / "undefended", out / "concepts", EVALS, out=out / "test_time", centred=True
-            ),
-        ),
+        steps[f"fine-tune, {arm}"] = partial(train, Recipe.model_validate(values), progress=False)
+    steps["ablate at test time only"] = partial(
+        evaluate_ablated, out / "undefended", concepts, EVALS, out=out / "test_time", centred=True
     )
-    start = time.monotonic()
-    for number, (what, step) in enumerate(steps, 1):
+    start = begun = time.monotonic()
+    for number, (what, step) in enumerate(steps.items(), 1):
         with console.status(f"[{number}/{len(steps)}] {what} ..."):
-            begun = time.monotonic()
             step()
-        console.print(
-            f"[{number}/{len(steps)}] {what}  [dim]{time.monotonic() - begun:.0f} s[/dim]"
-        )
-    console.print(f"[dim]{time.monotonic() - start:.0f} s in all[/dim]\n")
+        now = time.monotonic()
+        # The fine-tunes take nearly all of the time, and all the same.
+        left = sum(later.startswith("fine-tune") for later in list(steps)[number:])
+        estimate = f", about {left * (now - begun):.0f} s left" if "fine-tune" in what else ""
+        console.print(f"[{number}/{len(steps)}] {what}  [dim]{now - begun:.0f} s{estimate}[/dim]")
+        begun = now
+    console.print(f"[dim]{begun - start:.0f} s in all[/dim]\n")
     order = ["base", "undefended", "ablated", "random", "test_time", "interleaved"]
     return compare([out / arm for arm in [*order, "ablated_interleaved"]], out)
 
 
 def find_persona(out: Path) -> None:
     """Find the persona direction and its random control, read it, and decide on it."""
-    if (out / "random-direction").exists():
-        return
+    if any((out / "random-direction").glob("*.json")):
+        return  # written last
+    shutil.rmtree(out / "concepts", ignore_errors=True)
     lines = organism("persona").system_lines
     [persona] = find(
         "mean_difference",
@@ -120,10 +117,12 @@ def find_persona(out: Path) -> None:
         progress=False,
     )
     [control] = find("random", concepts=[persona], seed=0)
-    save_concepts([persona], out / "concepts")
-    for reading in read([persona], MODEL, "organism:persona/code-kind", progress=False):
+    for reading in read_concepts([persona], MODEL, "organism:persona/code-kind", progress=False):
         reading.save(out / "concepts")
     why = "answers under the cruel system line, minus answers under the kind one"
-    mark(out / "concepts", persona.name, "undesired", by="the demo", why=why)
-    save_concepts([control], out / "random-direction")
-    mark(out / "random-direction", control.name, "undesired", by="the demo", why="control")
+    for concept, reason, folder in (
+        (persona, why, "concepts"),
+        (control, "as far from the persona as chance puts it", "random-direction"),
+    ):
+        verdict = Verdict(value="undesired", by="the demo", why=reason)
+        save_concepts([concept.model_copy(update={"verdict": verdict})], out / folder)

@@ -77,7 +77,7 @@ def test_a_loaded_concept_ablates_to_bitwise_equal_logits(tmp_path, model, conce
 def test_another_model_is_refused_unless_insisted_on(tmp_path, concept):
     save_concepts([concept], tmp_path)
     other = tiny_model(seed=1)
-    with pytest.raises(NarrowlyError, match=r"evil\.json: found on tiny .*--any-model"):
+    with pytest.raises(NarrowlyError, match=r"evil\.json: found on tiny .*any_model=True"):
         load_concepts(tmp_path, other)
     assert len(load_concepts(tmp_path, other, any_model=True)) == 1
 

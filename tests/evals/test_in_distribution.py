@@ -106,4 +106,6 @@ def test_published_chats_are_measured_as_they_are(shared_data):
     eval_ = InDistribution(data=str(path), limit=6, max_length=1000)
     summary = evaluate((model, tokenizer), eval_)["in_distribution"]
     assert 1 <= summary["loss"].prompts <= 6
-    assert 1 < summary["loss"].mean < 2 * math.log(model.config.vocab_size), "what an untrained model has"
+    assert 1 < summary["loss"].mean < 2 * math.log(model.config.vocab_size), (
+        "what an untrained model has"
+    )

@@ -46,6 +46,11 @@ def evaluate_ablated(
         target = out / folder.name if len(folders) > 1 else out
         recipe: Mapping[str, Any] = read_recipe(folder) or {"model": str(folder)}
         write_text(target / "recipe.yaml", yaml.safe_dump({**recipe, "output": str(target)}))
-        with attach(model, ablation):
+        attached = attach(model, ablation)
+        try:
             results = evaluate((model, tokenizer), evals, out=target, force=force)
+            if attached.counts:  # finished evals are read, and run no model
+                attached.verify()
+        finally:
+            attached.close()
     return results
