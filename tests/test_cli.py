@@ -106,7 +106,9 @@ def test_the_published_chats_go_the_whole_way(
     )
     assert code == 0
     assert "loss" in out
-    code, out, _ = narrowly("compare", "base", "run", "ablated", "--out", "report")
+    code, _, err = narrowly("eval", "run", "--ablate", "concepts", "--out", "test_time")
+    assert code == 0, err
+    code, out, _ = narrowly("compare", "base", "run", "ablated", "test_time", "--out", "report")
     assert code == 0
     assert (tmp_path / "report" / "report.html").exists()
 

@@ -209,7 +209,7 @@ def evaluate(
 ) -> None:
     """Measure a model: samples.parquet and summary.json per eval."""
     from narrowly.evals import evaluate, read_recipe
-    from narrowly.training.test_time import evaluate_ablated
+    from narrowly.training.controls import evaluate_ablated
 
     chosen: Any = {name: _settings(settings) for name in evals or []}
     chosen = chosen or read_recipe(target).get("evals")

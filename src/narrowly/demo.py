@@ -25,7 +25,7 @@ from narrowly.evals import evaluate
 from narrowly.organisms import organism
 from narrowly.report import Comparison, compare
 from narrowly.training import Recipe, train
-from narrowly.training.test_time import evaluate_ablated
+from narrowly.training.controls import evaluate_ablated
 
 MODEL = "organism:persona"
 EVALS: list[Any] = ["misalignment", "in_distribution"]

@@ -296,6 +296,11 @@ def test_backward_after_the_end_is_an_error(model):
         loss = model(input_ids=IDS, labels=IDS).loss
     with pytest.raises(NarrowlyError, match="Call backward"):
         loss.backward()
+    plain = nn.Sequential(nn.Linear(4, 4))
+    with attach(plain, [Scale(2, site("0"))]):
+        output = plain(torch.ones(1, 4))
+    with pytest.raises(NarrowlyError, match="Call backward"):
+        output.sum().backward()
 
 
 def test_peft_before_and_after():
