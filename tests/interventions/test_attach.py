@@ -209,7 +209,8 @@ def test_autocast_does_not_reach_into_the_edit(model):
     with torch.autocast("cpu", dtype=torch.bfloat16), attach(model, [ProjectOut(basis, layer(0))]):
         h = capture(model, {"input_ids": IDS}, [layer(0)])[layer(0)]
     assert h.dtype == torch.float32
-    assert (h @ basis).abs().max() < 1e-6
+    # What fp32 leaves behind is 1e-7 of the activations; bf16 would leave 1e-3 and more.
+    assert (h @ basis).abs().max() < 1e-6 * h.norm(dim=-1).max()
 
 
 def test_strength_is_set_in_place_and_suspended(model):
