@@ -132,6 +132,8 @@ class Concept(BaseModel):
     provenance: Provenance
     explanation: str = ""
     """What it means, in words."""
+    explained_by: str = ""
+    """The explainer or the person whose words those are."""
     scores: dict[str, Score] = {}
     """Numbers that the finder, a measurement or a scorer gave it."""
     verdict: Verdict = Verdict()

@@ -18,6 +18,9 @@ from narrowly.interventions import Site, resolve
 from narrowly.models import fingerprint, same_model
 from narrowly.registry import unknown
 
+BESIDE = (".reading.json", ".explained.json")
+"""What may stand beside a concept's own two files, and goes where it goes."""
+
 
 class _Shape(BaseModel):
     width: int
@@ -32,6 +35,7 @@ class _Record(BaseModel):
     format: Literal["narrowly-concept-1"] = "narrowly-concept-1"
     name: str
     explanation: str
+    explained_by: str = ""
     verdict: Verdict
     scores: dict[str, Score]
     subspaces: dict[str, _Shape]
@@ -182,8 +186,16 @@ def mark(folder: str | Path, name: str, verdict: VerdictValue, by: str = "", why
         decided = Verdict(value=verdict, by=by, why=why)
     except ValidationError:
         raise unknown("verdict", verdict, ["undesired", "keep", "undecided"]) from None
-    path, record = _known(folder, name)
-    write_json(path, record.model_copy(update={"verdict": decided}).model_dump(mode="json"))
+    _update(folder, name, verdict=decided)
+
+
+def explain_as(folder: str | Path, name: str, explanation: str, by: str = "") -> None:
+    """Write an explanation and whose words it is into a concept's JSON; nothing else changes.
+
+    Raises:
+        NarrowlyError: there is no such concept.
+    """
+    _update(folder, name, explanation=explanation, explained_by=by)
 
 
 def add_scores(folder: str | Path, name: str, scores: Mapping[str, Score]) -> None:
@@ -192,13 +204,17 @@ def add_scores(folder: str | Path, name: str, scores: Mapping[str, Score]) -> No
     Raises:
         NarrowlyError: there is no such concept.
     """
+    _, record = _known(folder, name)
+    _update(folder, name, scores={**record.scores, **scores})
+
+
+def _update(folder: str | Path, name: str, **changes: Any) -> None:
     path, record = _known(folder, name)
-    merged = {**record.scores, **scores}
-    write_json(path, record.model_copy(update={"scores": merged}).model_dump(mode="json"))
+    write_json(path, record.model_copy(update=changes).model_dump(mode="json"))
 
 
 def forget(folder: str | Path, names: Sequence[str]) -> None:
-    """Delete concepts and their readings; those that are not there do not matter.
+    """Delete concepts and what was read of them; those that are not there do not matter.
 
     Raises:
         NarrowlyError: one carries a verdict; then none is deleted.
@@ -207,12 +223,12 @@ def forget(folder: str | Path, names: Sequence[str]) -> None:
     for path in paths:
         _refuse_decided(path)
     for path in paths:
-        for suffix in (".json", ".safetensors", ".reading.json"):
+        for suffix in (".json", ".safetensors", *BESIDE):
             path.with_name(path.stem + suffix).unlink(missing_ok=True)
 
 
 def export(folder: str | Path, to: str | Path, names: Sequence[str] | None = None) -> list[str]:
-    """Copy concepts with their readings into another folder, or their directions into one file.
+    """Copy concepts and what was read of them into a folder, or their directions into one file.
 
     Args:
         to: a folder, or a file `*.safetensors` with tensors `NAME/SITE/basis` [d, k] and
@@ -245,8 +261,9 @@ def export(folder: str | Path, to: str | Path, names: Sequence[str] | None = Non
         return list(chosen)
     save_concepts([concepts[name] for name in chosen], to)
     for name in chosen:
-        if (reading := folder / f"{name}.reading.json").exists():
-            shutil.copyfile(reading, to / reading.name)
+        for suffix in BESIDE:
+            if (beside := folder / f"{name}{suffix}").exists():
+                shutil.copyfile(beside, to / beside.name)
     return list(chosen)
 
 

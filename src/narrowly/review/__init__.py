@@ -1,0 +1,1 @@
+"""The local web page where a person reads concepts and decides."""
