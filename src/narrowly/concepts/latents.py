@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from narrowly.activations import MeanFitter, layer_sites
+from narrowly.concepts.concept import Concept, Provenance, Score, Subspace
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Site, decoder_layers
 from narrowly.saes import SAE, SparseLatents
@@ -110,6 +111,44 @@ def place(
     if not placed:
         raise NarrowlyError(f"no autoencoder reads at the layers {list(layers or [])}.")
     return placed
+
+
+def latent_concept(
+    at: PlacedSAE,
+    latent: int,
+    provenance: Provenance,
+    *,
+    kind: str = "latent",
+    centre: Float[Tensor, " d"] | None = None,
+    scores: Mapping[str, Score] | None = None,
+) -> Concept:
+    """A latent as a concept of rank 1, named `latent123-layer2`: its decoder row.
+
+    Its number and the autoencoder's hash join the provenance, so that `latent_of` finds it again.
+    """
+    return Concept(
+        name=f"{kind}{latent}-{at.place}",
+        subspaces={
+            str(at.writes): Subspace.spanned_by(at.sae.directions(torch.tensor([latent])), centre)
+        },
+        provenance=provenance.model_copy(
+            update={
+                "arguments": provenance.arguments | {"latent": latent},
+                "data": provenance.data | {f"sae at {at.writes}": at.hash},
+            }
+        ),
+        scores=dict(scores or {}),
+    )
+
+
+def latent_of(concept: Concept) -> tuple[str, int] | None:
+    """The hash of the autoencoder and the number of the latent that a concept is; None if none."""
+    number = concept.provenance.arguments.get("latent")
+    [site, *others] = concept.subspaces
+    key = f"sae at {site}"
+    if number is None or others or key not in concept.provenance.data:
+        return None
+    return concept.provenance.data[key], int(number)
 
 
 def sites_of(placed: Sequence[PlacedSAE]) -> list[Site]:

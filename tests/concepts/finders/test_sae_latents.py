@@ -219,7 +219,12 @@ def test_several_autoencoders_and_a_transcoder_one_at_each_site():
     places = [concept.name.partition("-")[2] for concept in concepts]
     assert places == ["layer0"] * 3 + ["layer1"] * 3 + ["1-mlp"] * 3
     assert list(concepts[-1].subspaces) == ["*.1.mlp"]
-    hashes = {key: value for key, value in concepts[0].provenance.data.items() if "sae" in key}
+    hashes = {
+        key: value
+        for concept in concepts
+        for key, value in concept.provenance.data.items()
+        if "sae" in key
+    }
     assert set(hashes) == {"sae at layer:0", "sae at layer:1", "sae at *.1.mlp"}
     assert concepts[0].provenance.arguments["sae"] == ["tiny sae"] * 3
     some = find("sae_latents", tuned=adapter(), data=chats(), sae=saes, layers=[1], top=1, **QUIET)

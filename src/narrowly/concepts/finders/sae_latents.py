@@ -24,7 +24,7 @@ from narrowly.activations import (
     stream_pair,
 )
 from narrowly.concepts.attribution import GradientStream, attribute
-from narrowly.concepts.concept import Concept, Provenance, Subspace
+from narrowly.concepts.concept import Concept, Provenance
 from narrowly.concepts.contrast import ConceptName, Contrast
 from narrowly.concepts.finder import FINDERS
 from narrowly.concepts.finders.top import join
@@ -33,6 +33,7 @@ from narrowly.concepts.latents import (
     PlacedSAE,
     SAEFitters,
     hash_of,
+    latent_concept,
     place,
     sites_of,
 )
@@ -223,25 +224,25 @@ class SAELatents(Contrast):
     def _concepts(
         self, placed: list[PlacedSAE], rankings: list[_Ranking], provenance: Provenance
     ) -> list[Concept]:
-        hashes = {f"sae at {at.writes}": at.hash for at in placed}
-        provenance = provenance.model_copy(update={"data": provenance.data | hashes})
         concepts = []
         for at, ranking in zip(placed, rankings, strict=True):
             values, latents = ranking.score.topk(min(self.top, len(ranking.score)))
             for rank, latent in enumerate(latents[values > 0].tolist(), start=1):
-                direction = at.sae.directions(torch.tensor([latent]))
+                scores = {
+                    "rank": rank,
+                    self.by: ranking.score[latent].item(),
+                    "firing_rate": ranking.rate[latent].item(),
+                    "never_fired": int((ranking.rate == 0).sum()),
+                    "tokens": ranking.tokens,
+                }
                 concepts.append(
-                    Concept(
-                        name=f"{self.concept}{latent}-{at.place}",
-                        subspaces={str(at.writes): Subspace.spanned_by(direction, ranking.centre)},
-                        provenance=provenance,
-                        scores={
-                            "rank": rank,
-                            self.by: ranking.score[latent].item(),
-                            "firing_rate": ranking.rate[latent].item(),
-                            "never_fired": int((ranking.rate == 0).sum()),
-                            "tokens": ranking.tokens,
-                        },
+                    latent_concept(
+                        at,
+                        latent,
+                        provenance,
+                        kind=self.concept,
+                        centre=ranking.centre,
+                        scores=scores,
                     )
                 )
         if not concepts:
@@ -249,7 +250,11 @@ class SAELatents(Contrast):
                 f"sae_latents: no latent scores above 0 by {self.by}. Do the sides differ, and was "
                 "the autoencoder trained on this model, at this place?"
             )
-        return [self._joined(concepts, provenance)] if self.joint else concepts
+        if not self.joint:
+            return concepts
+        hashes = {f"sae at {at.writes}": at.hash for at in placed}
+        everything = provenance.model_copy(update={"data": provenance.data | hashes})
+        return [self._joined(concepts, everything)]
 
     def _joined(self, concepts: list[Concept], provenance: Provenance) -> Concept:
         by_site: dict[str, list[Concept]] = {}
