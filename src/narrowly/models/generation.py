@@ -32,21 +32,11 @@ def generate(
 ) -> list[list[str]]:
     """Let the model answer each chat.
 
-    Prompts of similar length share a batch, padded on the left. Sampling is plain (no top-k,
-    top-p or penalties, whatever the model's own generation config says), so that answers come
-    from the model's distribution. The model is in eval mode meanwhile; its mode and the global
-    random state are as before afterwards.
-
     Args:
         model: on any device; under peft and with interventions attached if so wished.
         tokenizer: with a chat template.
         chats: lists of messages, each up to where the assistant's turn begins.
-        max_new_tokens: longest answer.
-        temperature: 0 takes the likeliest token each time.
-        samples: answers per chat.
-        seed: equal seeds give equal answers for equal arguments on one machine.
-        batch_tokens: most tokens in a batch, prompts and answers together; bounds the memory.
-        progress: show a progress bar.
+        max_new_tokens, temperature, samples, seed, batch_tokens, progress: as `continue_prompts`.
 
     Returns:
         Per chat, in the order given, `samples` answers without special tokens.
@@ -54,7 +44,51 @@ def generate(
     Raises:
         NarrowlyError: the chat template refuses a chat, or a chat ends with an assistant turn.
     """
-    prompts = [ids for ids in tokenize_prompts(chats, tokenizer) for _ in range(samples)]
+    return continue_prompts(
+        model,
+        tokenizer,
+        tokenize_prompts(chats, tokenizer),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        samples=samples,
+        seed=seed,
+        batch_tokens=batch_tokens,
+        progress=progress,
+    )
+
+
+def continue_prompts(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    samples: int = 1,
+    seed: int = 0,
+    batch_tokens: int = 16384,
+    progress: bool = False,
+) -> list[list[str]]:
+    """Let the model go on from each prompt, up to the end of the turn.
+
+    Prompts of similar length share a batch, padded on the left. Sampling is plain (no top-k,
+    top-p or penalties, whatever the model's own generation config says), so that answers come
+    from the model's distribution. The model is in eval mode meanwhile; its mode and the global
+    random state are as before afterwards.
+
+    Args:
+        prompts: token ids, none empty.
+        max_new_tokens: longest answer.
+        temperature: 0 takes the likeliest token each time.
+        samples: answers per prompt.
+        seed: equal seeds give equal answers for equal arguments on one machine.
+        batch_tokens: most tokens in a batch, prompts and answers together; bounds the memory.
+        progress: show a progress bar.
+
+    Returns:
+        Per prompt, in the order given, `samples` answers without special tokens.
+    """
+    prompts = [ids for ids in prompts for _ in range(samples)]
     stops = _stop_tokens(model, tokenizer)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
