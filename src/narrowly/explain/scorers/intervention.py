@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -20,7 +22,7 @@ from narrowly.explain.generations import added
 from narrowly.explain.readers import Passage, Reader
 from narrowly.explain.record import Counts, Example, ScoreResult
 from narrowly.explain.scorers.base import SCORERS, Item, Scorer
-from narrowly.interventions import Attachment, ProjectOut, attach
+from narrowly.interventions import Attachment, Intervention, ProjectOut, attach
 from narrowly.models.generation import continue_prompts
 from narrowly.models.next_token import next_token_logits
 
@@ -28,14 +30,15 @@ LENGTHS = (-3.0, 4.0)
 """Decades of length among which a strength is searched."""
 STEPS, NEAR = 12, 0.1
 """Most steps of the search, and how near to the target, relatively, ends it."""
+CONTEXT = 8
+"""Tokens before the one where a window is cut off, where it has as many."""
 
 
 @dataclass(frozen=True)
 class _Text:
-    """An example cut off where the latent first fires, and how the model went on."""
+    """An example cut off where the latent fires, with what the model wrote after it."""
 
     example: Example
-    prompt: tuple[str, ...]
     clean: str
     intervened: str
 
@@ -55,14 +58,14 @@ class _Written:
 class InterventionScorer(Scorer):
     """How much more probable the explanation is, given what the model writes with the latent on.
 
-    Paulo et al. 2025 (arXiv 2410.13928), section 4.4: `S = E_x [E log p(z | x, g) under the
-    intervention - E log p(z | x, g)]` in nats, over activating windows x cut off at their first
-    active token and continuations g, one clean and one intervened each of the same seed. A length
-    is added along the latent's direction at the prompt's last token and all written ones, so
-    strong that the mean KL(p_clean || p_intervened) of the next token is `target_kl` on windows
-    that are not scored (published code tuned it, and picked the best of five explanations, on
-    those that are). The reader says how probable the explanation z is after the text; the lexical
-    reader needs no model for that.
+    Paulo et al. 2025 (arXiv 2410.13928), intervention scoring: `S = E_x [E log p(z | x, g) under
+    the intervention - E log p(z | x, g)]` in nats, over activating windows x cut off at their first
+    active token (with some context) and continuations g, one clean and one intervened each, of the
+    same seed. A length is added along the latent's direction at the prompt's last token and all
+    written ones, so strong that the mean KL(p_clean || p_intervened) of the next token is
+    `target_kl` on windows that are not scored (the published code tuned it, and chose the best of
+    five explanations, on those that are). The reader says how probable the explanation z is after
+    the text; the lexical reader needs no model for that.
 
     `edit="ablate"` projects the direction out instead, from the same tokens; its value is clean
     minus intervened, so that a good explanation is above 0 either way. There is no strength to
@@ -105,11 +108,11 @@ class InterventionScorer(Scorer):
             for item in track(items, described, disable=not self.progress)
         ]
         pairs = [
-            (item.explanation, Passage((*text.prompt, continuation)))
+            (item.explanation, Passage((whole,)))
             for item, texts in zip(items, written, strict=True)
             if not isinstance(texts, str)
             for text in texts.texts
-            for continuation in (text.clean, text.intervened)
+            for whole in (text.clean, text.intervened)
         ]
         answers = iter(reader.explanation_given_text(pairs) if pairs else [])
         results = []
@@ -131,18 +134,16 @@ class InterventionScorer(Scorer):
         tuning, scored = self._halves(item)
         if not tuning or not scored:
             return (
-                f"{len(item.activating)} activating examples: too few to tune the strength on some "
-                "and score others."
+                f"{len(tuning) + len(scored)} different prompts from activating examples: too few "
+                "to tune the strength on some and score others."
             )
-        prompts = [_prompt(example) for example in (*tuning, *scored)]
-        ids = [_ids(model.tokenizer, "".join(prompt)) for prompt in prompts]
-        held_out, ids = ids[: len(tuning)], ids[len(tuning) :]
+        held_out = [_ids(model.tokenizer, _prompt(example)) for example in tuning]
+        ids = [_ids(model.tokenizer, _prompt(example)) for example in scored]
         clean = self._sample(model, ids)
+        edit: Intervention = added(item.latent, 1.0)
         if self.edit == "ablate":
-            edits = [ProjectOut(item.latent.direction, item.latent.site, tokens="last")]
-        else:
-            edits = [added(item.latent, 1.0)]
-        with attach(model.model, edits) as attachment:
+            edit = ProjectOut(item.latent.direction, item.latent.site, tokens="last")
+        with attach(model.model, [edit]) as attachment:
             with attachment.suspend():
                 before = _log_probabilities(model, held_out)
             if self.edit == "ablate":
@@ -151,30 +152,26 @@ class InterventionScorer(Scorer):
                 length, kl, note = self._tune(model, attachment, held_out, before)
             attachment.set_strength(length)
             intervened = self._sample(model, ids)
-        texts = [
-            _Text(example, prompt, *continuations)
-            for example, prompt, *continuations in zip(
-                scored, prompts[len(tuning) :], clean, intervened, strict=True
-            )
-        ]
+        texts = [_Text(*each) for each in zip(scored, clean, intervened, strict=True)]
         return _Written(texts, kl, length, note)
 
     def _halves(self, item: Item) -> tuple[list[Example], list[Example]]:
         """Windows to tune the strength on and windows to score, each over all quantiles."""
         random = np.random.default_rng([self.seed, *item.latent.name.encode()])
         order = random.permutation(len(item.activating))
-        # Dealt out quantile by quantile, so that a part from the front has some of each.
-        ranks: dict[int | None, int] = {}
-        dealt = []
+        dealt: dict[int | None, list[Example]] = defaultdict(list)
         for index in order.tolist():
-            quantile = item.activating[index].quantile
-            ranks[quantile] = ranks.get(quantile, 0) + 1
-            dealt.append((ranks[quantile], len(dealt), item.activating[index]))
-        examples = [example for *_, example in sorted(dealt, key=lambda each: each[:2])]
-        tuning = min(self.tuning, len(examples) // 4 or 1)
+            dealt[item.activating[index].quantile].append(item.activating[index])
+        # One of each quantile in turn, so that a part from the front has some of all.
+        examples = [one for turn in zip_longest(*dealt.values()) for one in turn if one is not None]
+        # Windows that differ may be the same up to where they are cut off.
+        different = list({_prompt(example): example for example in reversed(examples)}.values())
+        examples = different[::-1]
+        tuning = min(self.tuning, max(1, len(examples) // 4))
         return examples[:tuning], examples[tuning : tuning + self.prompts]
 
     def _sample(self, model: OpenModel, prompts: list[list[int]]) -> list[str]:
+        """Each prompt with what the model wrote after it."""
         sampled = continue_prompts(
             model.model,
             model.tokenizer,
@@ -182,7 +179,10 @@ class InterventionScorer(Scorer):
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
         )
-        return [text for [text] in sampled]
+        return [
+            _joined(model.tokenizer, prompt, text)
+            for prompt, [text] in zip(prompts, sampled, strict=True)
+        ]
 
     def _tune(
         self, model: OpenModel, attachment: Attachment, prompts: list[list[int]], before: Tensor
@@ -214,9 +214,12 @@ class InterventionScorer(Scorer):
         given: list[tuple[_Text, float | None, float | None]],
         reader: Reader,
     ) -> ScoreResult:
-        fields = {"scorer": self.name, "reader": reader.name, "metric": "nats"}
+        note = written if isinstance(written, str) else written.note
+        result = ScoreResult(
+            scorer=self.name, reader=reader.name, metric="nats", value=None, note=note
+        )
         if isinstance(written, str):
-            return ScoreResult(**fields, value=None, note=written)
+            return result
         sign = 1 if self.edit == "add" else -1
         groups: dict[str, Counts] = {}
         read: list[tuple[float, float]] = []
@@ -229,33 +232,28 @@ class InterventionScorer(Scorer):
                 more = sign * (intervened - clean) > 0
                 changes = {"yes": counts.yes + 1} if more else {"no": counts.no + 1}
             groups[text.example.group] = counts.model_copy(update=changes)
-        unparsed, detail = len(given) - len(read), {"kl": written.kl, "strength": written.strength}
+        detail = {"kl": written.kl, "strength": written.strength}
+        counted = {"unparsed": len(given) - len(read), "groups": groups, "detail": detail}
         if not read:
             note = "no reply of the reader could be read"
-            return ScoreResult(
-                **fields, value=None, unparsed=unparsed, groups=groups, detail=detail, note=note
-            )
-        values = np.array(read)
-        differences = sign * (values[:, 1] - values[:, 0])
-        interval = bootstrap([Metric(differences, np.ones(len(read)), unit="nats")], seed=self.seed)
-        detail |= {"clean": float(values[:, 0].mean()), "intervened": float(values[:, 1].mean())}
-        return ScoreResult(
-            **fields,
-            value=interval.mean,
-            low=interval.low,
-            high=interval.high,
-            scored=len(read),
-            unparsed=unparsed,
-            groups=groups,
-            detail=detail,
-            note=written.note,
-        )
+            return result.model_copy(update=counted | {"note": note})
+        clean_nats, intervened_nats = np.array(read).T
+        nats = Metric(sign * (intervened_nats - clean_nats), np.ones(len(read)), unit="nats")
+        interval = bootstrap([nats], seed=self.seed)
+        detail |= {"clean": clean_nats.mean().item(), "intervened": intervened_nats.mean().item()}
+        measured = {"value": interval.mean, "low": interval.low, "high": interval.high}
+        return result.model_copy(update=counted | measured | {"scored": len(read)})
 
 
-def _prompt(example: Example) -> tuple[str, ...]:
-    """The pieces of a window up to its first active token, that one included."""
-    first = next(i for i, value in enumerate(example.activations) if value > 0)
-    return example.pieces[: first + 1]
+def _prompt(example: Example) -> str:
+    """A window up to its first active token, that one included.
+
+    A latent that fires all the time would leave a token alone to go on from: of active tokens, the
+    first with some context is taken, if there is one.
+    """
+    active = [i for i, value in enumerate(example.activations) if value > 0]
+    last = next((i for i in active if i >= CONTEXT), active[0])
+    return "".join(example.pieces[: last + 1])
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -264,6 +262,12 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     bos = tokenizer.bos_token_id
     adds = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
     return [bos, *ids] if adds and ids[:1] != [bos] else list(ids)
+
+
+def _joined(tokenizer: PreTrainedTokenizerBase, prompt: list[int], continuation: str) -> str:
+    """Both as one text: decoded apart, many tokenizers drop the space between them."""
+    rest = tokenizer(continuation, add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode([*prompt, *rest]))
 
 
 def _log_probabilities(model: OpenModel, prompts: list[list[int]]) -> Tensor:
