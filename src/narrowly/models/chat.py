@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
+
+from narrowly.settings import build
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,19 @@ class Reply:
     cached: bool = False
     """It was on disk, so nothing was sent."""
 
+    @property
+    def said(self) -> str:
+        """The text without what a model that thinks aloud wrote before its answer; "" if none."""
+        return (self.text or "").rpartition("</think>")[2].strip()
+
 
 class ChatModel(Protocol):
     """Answers requests, many at a time."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The model's, as a person should read it."""
+        ...
 
     def ask(self, requests: Sequence[Request], progress: str | None = None) -> list[Reply]:
         """A reply to each, in order.
@@ -48,3 +58,35 @@ class ChatModel(Protocol):
                 was answered before is on disk, and the same call goes on from there.
         """
         ...
+
+    def likelihoods(
+        self, pairs: Sequence[tuple[str, str]], progress: str | None = None
+    ) -> list[float | None]:
+        """log p(continuation | text) in nats per pair of plain texts; None where none came back.
+
+        Raises:
+            NarrowlyError: as `ask`; or the model's server does not tell them.
+        """
+        ...
+
+
+def chat_model(model: Any, url: str | None = None, **settings: Any) -> ChatModel:
+    """The chat model that `model` names, or `model` itself where it is one.
+
+    Args:
+        model: with a `url`, the model's name there; without, what `models.load_model` takes, or a
+            loaded model with its tokenizer.
+        url: of an OpenAI-compatible server, such as http://localhost:8000/v1.
+        settings: fields of `Endpoint` or, without a `url`, of `LocalChat`.
+
+    Raises:
+        NarrowlyError: an unknown setting, or one of the wrong type.
+    """
+    from narrowly.models.endpoint import Endpoint
+    from narrowly.models.local_chat import LocalChat
+
+    if hasattr(model, "ask"):
+        return cast(ChatModel, model)
+    if url is None:
+        return build(LocalChat, {"model": model, **settings}, ("model",))
+    return build(Endpoint, {"model": model, "url": url, **settings}, ("model",))
