@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 from narrowly.errors import NarrowlyError
 from narrowly.models.chat import Reply
-from narrowly.models.wire import LONGEST_WAIT, Failure, Refused, Unreachable, Unsupported
+from narrowly.models.wire import (
+    LONGEST_WAIT,
+    RefusedError,
+    RequestError,
+    UnreachableError,
+    UnsupportedError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +41,7 @@ class Job:
     body: Callable[[set[str]], dict[str, Any]]
     """Given the fields that the server does not take."""
     read: Callable[[Any], Reply]
-    """May raise `Failure`."""
+    """May raise `RequestError`."""
     tokens: int
     """An estimate, of prompt and reply together, from above."""
 
@@ -80,7 +86,7 @@ class Dispatch:
     """One round of requests.
 
     Args:
-        send: posts a body to a path and gives the parsed JSON, or raises `Failure`.
+        send: posts a body to a path and gives the parsed JSON, or raises `RequestError`.
         keep: is given each reply as soon as it has come.
         tick: is called for each request that is done with, answered or not.
         concurrency: most requests under way.
@@ -104,14 +110,14 @@ class Dispatch:
         self._concurrency, self._retries = concurrency, retries
         self._account, self._memory = account, memory
         self._replies: dict[str, Reply] = {}
-        self._why: Failure | None = None
+        self._why: RequestError | None = None
         self._over_budget = False
 
     async def run(self, jobs: Sequence[Job]) -> dict[str, Reply]:
         """Every reply; one with an error for each request that failed for good.
 
         Raises:
-            Refused: no request can be answered, or none is any more; the reason is the last one.
+            RequestError: no request can be answered, or none is any more; the last one's reason.
             BudgetError: the budget is spent, with the number of requests that are left.
         """
         self._stopping = asyncio.Event()
@@ -143,9 +149,9 @@ class Dispatch:
         for job in self._jobs:
             try:
                 reply = await self._answer(job)
-            except (Unreachable, Refused) as failure:
+            except (UnreachableError, RefusedError) as failure:
                 return self._stop(failure)
-            except Failure as failure:
+            except RequestError as failure:
                 self._memory.failures += 1
                 if self._memory.failures >= self._most_failures:
                     return self._stop(failure)
@@ -172,13 +178,13 @@ class Dispatch:
                 reply = job.read(content)
                 used = reply.prompt_tokens + reply.completion_tokens or job.tokens
                 return reply
-            except Unsupported as failure:
+            except UnsupportedError as failure:
                 if failure.field in self._memory.refused_fields:
                     raise
                 self._memory.refused_fields.add(failure.field)
                 logger.warning("asked without `%s`: %s", failure.field, failure.reason)
-            except Failure as failure:
-                self._memory.reached |= not isinstance(failure, Unreachable)
+            except RequestError as failure:
+                self._memory.reached |= not isinstance(failure, UnreachableError)
                 tries += 1
                 most = self._retries + 1 if self._memory.reached else FIRST_TRIES
                 if not failure.retry or tries >= most:
@@ -187,7 +193,7 @@ class Dispatch:
             finally:
                 await self._release(job.tokens, used)
 
-    async def _wait(self, tries: int, failure: Failure) -> None:
+    async def _wait(self, tries: int, failure: RequestError) -> None:
         if failure.wait is not None:
             # The one that was refused waits with all the others.
             now = asyncio.get_running_loop().time()
@@ -225,7 +231,7 @@ class Dispatch:
         async with self._freed:
             self._freed.notify_all()
 
-    def _stop(self, why: Failure) -> None:
+    def _stop(self, why: RequestError) -> None:
         self._why = self._why or why
         self._stopping.set()
 

@@ -1,4 +1,4 @@
-"""A chat model behind a URL: vLLM, llama.cpp, OpenAI, OpenRouter, anything that speaks as they do."""
+"""A chat model behind a URL: vLLM, llama.cpp, OpenAI, OpenRouter and all that speak as they do."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class Endpoint(BaseModel):
             ) from None
         try:
             return run_apart(lambda: self._round(jobs, secret, tick))
-        except wire.Failure as failure:
+        except wire.RequestError as failure:
             raise NarrowlyError(self._explain(failure, secret)) from None
 
     async def _round(
@@ -185,20 +185,20 @@ class Endpoint(BaseModel):
             )
             return await dispatch.run(jobs)
 
-    def _explain(self, failure: wire.Failure, secret: str) -> str:
+    def _explain(self, failure: wire.RequestError, secret: str) -> str:
         where = f"{self.url}: "
         kept = " What was answered is kept: the same command again goes on." * bool(self.spent.used)
-        if isinstance(failure, wire.Unreachable):
+        if isinstance(failure, wire.UnreachableError):
             return f"{where}nothing answers there ({failure.reason}). Is the server running?{kept}"
         if "HTTP 401" in failure.reason or "HTTP 403" in failure.reason:
             state = "the key in it is refused" if secret else "it is not set"
             return f"{where}{failure.reason}. The key is read from ${self.key_env}: {state}.{kept}"
         if "HTTP 404" in failure.reason:
             return (
-                f"{where}{failure.reason}. Is {self.model!r} the model's name there, and is the URL "
-                f"whole (most end in /v1)?{kept}"
+                f"{where}{failure.reason}. Is {self.model!r} the model's name there, and is the "
+                f"URL whole (most end in /v1)?{kept}"
             )
-        if isinstance(failure, wire.Refused):
+        if isinstance(failure, wire.RefusedError):
             return f"{where}{failure.reason}.{kept}"
         return f"{where}requests fail, the last with: {failure.reason}.{kept}"
 
@@ -207,7 +207,7 @@ async def _send(client: Any, secret: str, timeout: float, path: str, body: dict[
     """Post, and give the response's JSON.
 
     Raises:
-        Failure: whatever went wrong; the key is in no message.
+        RequestError: whatever went wrong; the key is in no message.
     """
     import openai
 
@@ -216,7 +216,7 @@ async def _send(client: Any, secret: str, timeout: float, path: str, body: dict[
             text = await client.post(path, cast_to=str, body=body)
         return json.loads(_redact(text, secret))
     except (TimeoutError, openai.APITimeoutError):
-        raise wire.Failure(f"no answer within {timeout:g} s", retry=True) from None
+        raise wire.RequestError(f"no answer within {timeout:g} s", retry=True) from None
     except openai.APIStatusError as error:
         said = _redact(error.response.text, secret)
         raise wire.failure(error.status_code, said, error.response.headers) from None
@@ -224,11 +224,11 @@ async def _send(client: Any, secret: str, timeout: float, path: str, body: dict[
         cause = error.__cause__ or error
         reason = _redact(str(cause) or type(cause).__name__, secret)
         if "Connect" in type(cause).__name__:
-            raise wire.Unreachable(reason) from None
-        raise wire.Failure(f"the response broke off ({reason})", retry=True) from None
+            raise wire.UnreachableError(reason) from None
+        raise wire.RequestError(f"the response broke off ({reason})", retry=True) from None
     except (ValueError, RecursionError, openai.OpenAIError) as error:
         reason = _redact(str(error), secret)
-        raise wire.Failure(f"the response is not JSON ({reason})", retry=True) from None
+        raise wire.RequestError(f"the response is not JSON ({reason})", retry=True) from None
 
 
 def _redact(text: str, secret: str) -> str:

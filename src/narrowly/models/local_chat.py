@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, PositiveInt
-from rich.progress import track
+from rich.progress import Progress
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from narrowly.data import token_batches, tokenize_prompts
+from narrowly.interventions import eval_mode
 from narrowly.models.chat import Reply, Request
+from narrowly.models.generation import continue_prompts
+from narrowly.models.identity import fingerprint
+from narrowly.models.loading import load_model
+from narrowly.models.next_token import keeps_logits
+from narrowly.models.replies import Replies, content_key, default_cache
+
+_TOGETHER = 256
+"""Requests between two savings."""
 
 
 class LocalChat(BaseModel):
     """Asks a Hugging Face chat model that is loaded here.
 
     Replies of a model that is loaded by name and has no adapter are kept on disk by content, as an
-    `Endpoint` keeps them.
+    `Endpoint` keeps them; of any other it is not known when it changes.
     """
 
     model_config = ConfigDict(
@@ -36,12 +49,172 @@ class LocalChat(BaseModel):
     @property
     def name(self) -> str:
         """The model's name or path."""
-        return str(self._opened[0].name_or_path if isinstance(self.model, tuple) else self.model)
+        return str(self.model[0].name_or_path if isinstance(self.model, tuple) else self.model)
 
     def ask(self, requests: Sequence[Request], progress: str | None = None) -> list[Reply]:
-        raise NotImplementedError
+        """A reply to each, in order; equal requests are asked once.
+
+        Args:
+            requests: of any number; those of one limit, temperature and seed share batches.
+            progress: what a progress bar calls this; None shows none.
+
+        Raises:
+            NarrowlyError: the model cannot be loaded, or its chat template refuses a request.
+        """
+        keys = [self._key(request) for request in requests]
+        known = {} if self._replies is None else self._replies.find(keys)
+        groups: defaultdict[tuple[int, float, int], dict[str, Request]] = defaultdict(dict)
+        for key, request in zip(keys, requests, strict=True):
+            if key not in known:
+                how = request.max_tokens, request.temperature, request.seed
+                groups[how][key] = request
+        with Progress(disable=progress is None) as bar:
+            task = bar.add_task(progress or "", total=sum(map(len, groups.values())))
+            for group in groups.values():
+                for some in _parts(list(group.items()), _TOGETHER):
+                    replies = self._answer([request for _, request in some])
+                    for (key, _), reply in zip(some, replies, strict=True):
+                        known[key] = reply
+                        if self._replies is not None and reply.text is not None:
+                            self._replies.keep(key, reply)
+                        bar.advance(task)
+        return [known[key] for key in keys]
 
     def likelihoods(
         self, pairs: Sequence[tuple[str, str]], progress: str | None = None
     ) -> list[float | None]:
-        raise NotImplementedError
+        """log p(continuation | text) in nats per pair of plain texts, without a chat template.
+
+        A token that begins in the text and ends in the continuation counts to the continuation.
+        None where the two are longer than the model reads.
+        """
+        _, tokenizer = self._opened
+        rows, begins = [], []
+        for text, continuation in pairs:
+            encoded = tokenizer(text + continuation, return_offsets_mapping=True)
+            ends = [end for _, end in encoded["offset_mapping"]]
+            # The first token of all has nothing before it that would foretell it.
+            after = [i for i, end in enumerate(ends) if end > len(text) and i > 0]
+            rows.append(encoded["input_ids"])
+            begins.append(after[0] if after else len(ends))
+        found: list[float | None] = [None] * len(rows)
+        with Progress(disable=progress is None) as bar:
+            task = bar.add_task(progress or "", total=len(rows))
+            for i, logprobs in self._foretold(rows, begins):
+                said = torch.tensor(rows[i][begins[i] :], device=logprobs.device)
+                found[i] = float(logprobs.gather(1, said[:, None]).sum())
+                bar.advance(task)
+        return found
+
+    @cached_property
+    def _opened(self) -> tuple[Any, Any]:
+        return self.model[:2] if isinstance(self.model, tuple) else load_model(self.model)
+
+    @cached_property
+    def _replies(self) -> Replies | None:
+        if isinstance(self.model, tuple) or isinstance(self._opened[0], PeftModel):
+            return None
+        return Replies(self.cache or default_cache())
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self._opened[0])
+
+    @cached_property
+    def _longest(self) -> int:
+        config = self._opened[0].config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or 1 << 30
+
+    def _key(self, request: Request) -> str:
+        return content_key(
+            self.name, self._fingerprint, list(request.messages), request.max_tokens,
+            request.temperature, request.top_logprobs, request.seed,
+        )  # fmt: skip
+
+    def _answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """Replies to requests of one limit, temperature and seed."""
+        model, tokenizer = self._opened
+        how = requests[0]
+        prompts = tokenize_prompts([list(request.messages) for request in requests], tokenizer)
+        fits = [i for i, ids in enumerate(prompts) if len(ids) + how.max_tokens <= self._longest]
+        texts = continue_prompts(
+            model,
+            tokenizer,
+            [prompts[i] for i in fits],
+            max_new_tokens=how.max_tokens,
+            temperature=how.temperature,
+            seed=how.seed,
+            batch_tokens=self.batch_tokens,
+        )
+        said = dict(zip(fits, (text for [text] in texts), strict=True))
+        tokens = {i: tokenizer(t, add_special_tokens=False)["input_ids"] for i, t in said.items()}
+        told = self._alternatives(
+            {i: (prompts[i], tokens[i], requests[i].top_logprobs) for i in fits}
+        )
+        long = f"the prompt is longer than the {self._longest} tokens that the model reads"
+        return [
+            Reply(said[i], "", told.get(i), len(prompts[i]), len(tokens[i]))
+            if i in said
+            else Reply(None, long)
+            for i in range(len(requests))
+        ]
+
+    def _alternatives(
+        self, replies: dict[int, tuple[list[int], list[int], int]]
+    ) -> dict[int, tuple[dict[str, float], ...]]:
+        """The likeliest tokens at each token of replies (prompt, reply, how many are wanted).
+
+        Read again in one pass, as sampling keeps texts only.
+        """
+        wanted = {i: reply for i, reply in replies.items() if reply[2]}
+        numbers = list(wanted)
+        rows = [prompt + said for prompt, said, _ in wanted.values()]
+        begins = [len(prompt) for prompt, _, _ in wanted.values()]
+        tokenizer = self._opened[1]
+        told = {}
+        for row, logprobs in self._foretold(rows, begins):
+            i = numbers[row]
+            best = logprobs.topk(min(wanted[i][2], logprobs.shape[1]), dim=1)
+            told[i] = tuple(
+                {str(tokenizer.decode([t])): v for t, v in zip(tokens, values, strict=True)}
+                for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            )
+        return told
+
+    @torch.no_grad()
+    def _foretold(
+        self, rows: Sequence[list[int]], begins: Sequence[int]
+    ) -> Iterator[tuple[int, Float[Tensor, "tokens vocabulary"]]]:
+        """Log-probabilities of what stands at each token of a row from its begin on (not 0) to its
+        end; rows that are too long for the model, or have no such token, are left out."""
+        model = self._opened[0]
+        fits = [
+            len(row) if begin < len(row) <= self._longest else 0
+            for row, begin in zip(rows, begins, strict=True)
+        ]
+        with eval_mode(model):
+            for batch in token_batches(fits, self.batch_tokens):
+                ids, mask = _padded([rows[i] for i in batch], model.device)
+                ranges = [torch.arange(begins[i] - 1, len(rows[i]) - 1) for i in batch]
+                kept = torch.cat(ranges).unique()
+                inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+                if keeps_logits(model):
+                    logits = model(**inputs, logits_to_keep=kept.to(model.device)).logits
+                else:
+                    logits = model(**inputs).logits[:, kept.to(model.device)]
+                for row, (i, places) in enumerate(zip(batch, ranges, strict=True)):
+                    where = torch.searchsorted(kept, places).to(logits.device)
+                    yield i, logits[row, where].float().log_softmax(dim=1)
+
+
+def _padded(
+    rows: list[list[int]], device: torch.device
+) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
+    tensors = [torch.tensor(row) for row in rows]
+    ones = [torch.ones_like(row) for row in tensors]
+    return pad_sequence(tensors, True, 0).to(device), pad_sequence(ones, True, 0).to(device)
+
+
+def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

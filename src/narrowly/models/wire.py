@@ -20,8 +20,8 @@ LONGEST_WAIT = 60.0
 """Seconds; a server that asks for more is asked again sooner, and may refuse again."""
 
 
-class Failure(Exception):
-    """A request that was not answered."""
+class RequestError(Exception):
+    """A request that was not answered, and why."""
 
     def __init__(self, reason: str, *, retry: bool = False, wait: float | None = None):
         super().__init__(reason)
@@ -32,18 +32,18 @@ class Failure(Exception):
         """Seconds the server asks to wait, for all requests."""
 
 
-class Refused(Failure):
+class RefusedError(RequestError):
     """No request will be answered: a wrong key, an unknown model, an empty account."""
 
 
-class Unreachable(Failure):
+class UnreachableError(RequestError):
     """Nothing took the request."""
 
     def __init__(self, reason: str):
         super().__init__(reason, retry=True)
 
 
-class Unsupported(Failure):
+class UnsupportedError(RequestError):
     """The server does not take a field; without it, it may."""
 
     def __init__(self, field: str, reason: str):
@@ -74,7 +74,7 @@ def read_chat(content: Any) -> Reply:
     """The reply in a chat response.
 
     Raises:
-        Failure: it is no such response.
+        RequestError: it is no such response.
     """
     try:
         choice = content["choices"][0]
@@ -89,7 +89,9 @@ def read_chat(content: Any) -> Reply:
         if text is not None and not isinstance(text, str):
             raise TypeError
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise Failure(f"not a chat completion: {_short(json.dumps(content))}", retry=True) from None
+        raise RequestError(
+            f"not a chat completion: {_short(json.dumps(content))}", retry=True
+        ) from None
     if text is None:
         why = choice["message"].get("refusal") or f"no text (finish_reason {finish})"
         return Reply(None, str(why), None, prompt, written)
@@ -113,7 +115,7 @@ def read_echo(content: Any, text: str, continuation: str) -> Reply:
     A token that begins in the text and ends in the continuation counts to the continuation.
 
     Raises:
-        Failure: it is no such response; `Refused` if it is one without the prompt's likelihoods.
+        RequestError: it is no such response; `RefusedError`: it lacks the prompt's likelihoods.
     """
     try:
         told = content["choices"][0].get("logprobs") or {}
@@ -127,22 +129,24 @@ def read_echo(content: Any, text: str, continuation: str) -> Reply:
             if start < end and start + len(token) > begin and value is not None
         ]
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise Failure(f"not a completion: {_short(json.dumps(content))}", retry=True) from None
+        raise RequestError(f"not a completion: {_short(json.dumps(content))}", retry=True) from None
     if not inside:
-        raise Refused("it does not tell the likelihood of a given text (`echo` with `logprobs`)")
+        raise RefusedError(
+            "it does not tell the likelihood of a given text (`echo` with `logprobs`)"
+        )
     return Reply(continuation, logprobs=tuple(inside))
 
 
-def failure(status: int, body: str, headers: Any) -> Failure:
+def failure(status: int, body: str, headers: Any) -> RequestError:
     """What an HTTP error means."""
     said, code, field = _error(body)
     reason = f"HTTP {status}: {said}"
     if status in (401, 402, 403, 404) or code == "insufficient_quota":
-        return Refused(reason)
+        return RefusedError(reason)
     if status in (400, 422) and (refused := _refused_field(said, field)):
-        return Unsupported(refused, reason)
+        return UnsupportedError(refused, reason)
     retry = status in (408, 409, 425, 429) or status >= 500
-    return Failure(reason, retry=retry, wait=_wait(headers) if retry else None)
+    return RequestError(reason, retry=retry, wait=_wait(headers) if retry else None)
 
 
 def _error(body: str) -> tuple[str, str, str]:
