@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any, TypeVar
@@ -204,10 +205,8 @@ class Dispatch:
     async def _sleep(self, seconds: float) -> None:
         """Sleep, unless all stops."""
         if seconds > 0:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), seconds)
-            except TimeoutError:
-                return
 
     async def _reserve(self, tokens: int) -> bool:
         """Count a request before it is sent; False where all stops, or nothing is left for it."""
@@ -222,7 +221,9 @@ class Dispatch:
                     self._stopping.set()
                     self._freed.notify_all()
                     return False
-                await self._freed.wait()  # requests under way may use less than they reserved
+                # Requests under way may use less than they reserved; another thread's tell nobody.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._freed.wait(), 1.0)
             return False
 
     async def _release(self, reserved: int, used: int) -> None:

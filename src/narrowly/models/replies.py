@@ -67,7 +67,8 @@ class Replies:
 
     def keep(self, key: str, reply: Reply) -> None:
         """Keep a reply; the first one of a key stays."""
-        content = {name: value for name, value in asdict(reply).items() if value}
+        fields = asdict(reply).items()
+        content = {name: value for name, value in fields if value or name == "text"}
         with self._telling():
             self._file.execute(
                 "INSERT OR IGNORE INTO replies VALUES (?, ?)",
@@ -86,7 +87,6 @@ class Replies:
 
 
 def _reply(content: dict[str, Any]) -> Reply:
-    content = {"text": ""} | content
     if "logprobs" in content:
         content["logprobs"] = tuple(content["logprobs"])
     return Reply(**content, cached=True)
