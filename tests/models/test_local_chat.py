@@ -45,7 +45,8 @@ def test_alternatives_are_the_likeliest_tokens_at_each_step(pair):
     )
     with torch.no_grad():
         best = model(ids).logits[0, -1].log_softmax(0).topk(5)
-    assert list(reply.logprobs[0].values()) == pytest.approx(best.values.tolist(), abs=1e-4)
+    expected = dict(zip(map(tokenizer.decode, best.indices), best.values.tolist(), strict=True))
+    assert reply.logprobs[0] == pytest.approx(expected, abs=1e-4)
     assert reply.text == tokenizer.decode(best.indices[0]) == next(iter(reply.logprobs[0]))
 
 
