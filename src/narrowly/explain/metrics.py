@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 RESAMPLES = 1000
 
-Values = Sequence[float] | ArrayLike
+Values = Sequence[float] | Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
