@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from narrowly.cli import concepts, find, organism, sae
+from narrowly.cli import concepts, explain, find, organism, sae
 from narrowly.cli.shared import Settings, Verbs, console, key_values, next_command
 from narrowly.errors import NarrowlyError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(concepts.app, name="concepts")
+app.add_typer(explain.app, name="explain")
 app.add_typer(sae.app, name="sae")
 app.add_typer(organism.app, name="organism")
 
@@ -136,6 +137,24 @@ def chat(
     from narrowly.training import chat
 
     chat(run, against, system=system, temperature=temperature, console=console)
+
+
+@app.command(no_args_is_help=True)
+def review(
+    folder: Annotated[Path, typer.Argument(help="A folder of concepts.")],
+    model: Annotated[
+        str | None, typer.Option(help="Load it, to highlight texts that you type.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 0,
+    host: Annotated[str, typer.Option(help="Reachable from this machine only, by default.")] = (
+        "127.0.0.1"
+    ),
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Read concepts on a local web page, and decide which are undesired."""
+    from narrowly.review import serve
+
+    serve(folder, host, port, model, browser)
 
 
 def main() -> None:

@@ -1,0 +1,381 @@
+"""Explain concepts, score the explanations and controls beside them; go on after a kill.
+
+Each concept's record is written when it is done. What a language model answered before that is on
+disk already (`models.endpoint`), and so is what was read of the texts (`explain.cache`): the same
+call loses nothing and asks nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import Progress
+
+from narrowly.activations import OpenModel, open_model
+from narrowly.concepts import Concept, load_concepts, promoted_tokens
+from narrowly.concepts.concept import Score
+from narrowly.concepts.folder import add_scores, explain_as
+from narrowly.concepts.reading import reading_rows
+from narrowly.data import fingerprint, load_chats
+from narrowly.errors import NarrowlyError
+from narrowly.explain.controls import with_controls
+from narrowly.explain.embedding import make_embedder
+from narrowly.explain.examples import Draw
+from narrowly.explain.explainers import Evidence, Explainer, make_explainer
+from narrowly.explain.generations import generate_at_strengths
+from narrowly.explain.readers import Reader, make_reader
+from narrowly.explain.recipe import ExplainRecipe
+from narrowly.explain.record import (
+    Explained,
+    ExplainedLatent,
+    Explanation,
+    Generation,
+    ScoreResult,
+    load_explained,
+)
+from narrowly.explain.refine import refine
+from narrowly.explain.scorers import Item, Scorer, make_scorer
+from narrowly.explain.subjects import Subject, Text, baselines_of, concepts_of, subjects_of
+from narrowly.explain.summary import Summary, summarise_folder
+from narrowly.files import sha256, write_json
+from narrowly.models import fingerprint as model_fingerprint
+
+CHUNK = 32
+"""Concepts explained together: their requests overlap, and their examples are in memory."""
+
+SUMMARY = "explaining.json"
+"""In the folder: what was done, and how the scores compare with their controls."""
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every latent is explained and scored with."""
+
+    recipe: ExplainRecipe
+    opened: OpenModel
+    explainers: list[Explainer]
+    reader: Reader
+    scorers: list[Scorer]
+    controlled: frozenset[str]
+    """Latents that get control explanations too."""
+    prompts: list[str]
+
+
+def explain(
+    recipe: ExplainRecipe, *, force: bool = False, console: Console | None = None
+) -> Summary:
+    """Explain and score every concept of a folder, or latents of an autoencoder.
+
+    Leaves `<concept>.explained.json` beside each concept, its explanation and scores in the
+    concept's own JSON (an explanation that a person wrote stays), and `explaining.json`.
+
+    Args:
+        force: explain again what is there already; replies on disk are still used.
+        console: says what is going on.
+
+    Raises:
+        NarrowlyError: the model, texts or concepts cannot be loaded or do not fit; an unknown
+            explainer, reader or scorer; the language model cannot be asked, or its budget is spent.
+        KeyboardInterrupt: Ctrl-C; the same call continues.
+    """
+    say = (console or Console(quiet=True)).print
+    explainers = [make_explainer(item) for item in recipe.explainers]
+    reader = make_reader(recipe.reader)
+    opened = open_model(recipe.model or _named(recipe))
+    embedder = None if recipe.embedder == "none" else make_embedder(recipe.embedder)
+    defaults = {"model": opened, "embedder": embedder, "seed": recipe.seed}
+    given = {key: value for key, value in defaults.items() if value is not None}
+    scorers = [make_scorer(item, **given) for item in recipe.scorers]
+    concepts = concepts_of(recipe, opened)
+    text = Text(opened, _rows(recipe, opened), embedder)
+    shared = _settings(recipe, text)
+    settings = {concept.name: _with_person(shared, concept) for concept in concepts}
+    folder = Path(recipe.concepts)
+    left = [
+        concept
+        for concept in concepts
+        if force
+        or (known := load_explained(folder, concept.name)) is None
+        or known.settings != settings[concept.name]
+    ]
+    say(f"{len(concepts)} concepts, {len(left)} to explain, on {len(text.rows)} rows")
+    subjects = subjects_of(concepts, text, recipe) if left or recipe.baselines else {}
+    names = [s.latent.name for found in subjects.values() for s in found]
+    chosen = random.Random(recipe.seed).sample(names, min(recipe.controls, len(names)))
+    prompts = _prompts(recipe) if recipe.strengths else []
+    bench = _Bench(recipe, opened, explainers, reader, scorers, frozenset(chosen), prompts)
+    with Progress(console=console, disable=not (recipe.progress and left)) as bar:
+        task = bar.add_task("explaining", total=len(left))
+        for start in range(0, len(left), CHUNK):
+            chunk = left[start : start + CHUNK]
+            for explained in _explain(chunk, subjects, bench, settings):
+                explained.save(folder)
+                _tell(folder, explained)
+                bar.advance(task)
+    baselines: dict[str, list[ScoreResult]] = {}
+    for name, found in (baselines_of(concepts, text, recipe) if recipe.baselines else {}).items():
+        say(f"baseline: {name}")
+        baselines[name] = _baseline(found, bench)
+    summary = summarise_folder(folder, [c.name for c in concepts], baselines, recipe.seed)
+    write_json(
+        folder / SUMMARY,
+        {"recipe": recipe.model_dump(mode="json"), "settings": shared} | summary.as_json(),
+    )
+    return summary
+
+
+def _named(recipe: ExplainRecipe) -> str:
+    """The model the concepts were found on."""
+    if recipe.sae is not None:
+        raise NarrowlyError("explaining an autoencoder needs the model it reads: --model.")
+    names = {concept.provenance.model for concept in load_concepts(recipe.concepts)}
+    if len(names) > 1:
+        raise NarrowlyError(
+            f"{recipe.concepts}: concepts of several models ({', '.join(sorted(names))}). Keep "
+            "those of each in a folder of their own."
+        )
+    return names.pop()
+
+
+def _rows(recipe: ExplainRecipe, opened: OpenModel) -> Dataset:
+    rows = reading_rows(recipe.data, opened.tokenizer, recipe.limit, recipe.max_length)
+    if recipe.positions == "answer":
+        return rows
+    return Dataset.from_dict(
+        {
+            "input_ids": rows["input_ids"],
+            "labels": [[-100, *ids[1:]] for ids in rows["input_ids"]],
+        }
+    )
+
+
+def _settings(recipe: ExplainRecipe, text: Text) -> str:
+    """Changes with anything that may change a result."""
+    left_out = {"concepts", "model", "data", "latents", "batch_tokens", "progress", "baselines"}
+    about = [
+        recipe.model_dump(mode="json", exclude=left_out),
+        model_fingerprint(text.opened.model),
+        fingerprint(text.rows),
+    ]
+    return sha256(json.dumps(about, sort_keys=True).encode())[:16]
+
+
+def _with_person(settings: str, concept: Concept) -> str:
+    """A person's words are scored beside the explainers', so they are explained anew."""
+    words = _by_person(concept)
+    return settings if words is None else sha256((settings + words.text).encode())[:16]
+
+
+def _prompts(recipe: ExplainRecipe) -> list[str]:
+    chats = load_chats(recipe.prompts or recipe.data, limit=3, require_answer=False)
+    asked = [[m["content"] for m in chat if m["role"] == "user"] for chat in chats["messages"]]
+    return [turns[0] for turns in asked if turns]
+
+
+def _explain(
+    concepts: Sequence[Concept],
+    subjects: Mapping[str, list[Subject]],
+    bench: _Bench,
+    settings: Mapping[str, str],
+) -> Iterator[Explained]:
+    """The records of some concepts, whose latents are explained and scored together."""
+    recipe = bench.recipe
+    drawn = {
+        subject.latent.name: (subject, subject.draw(recipe, bench.opened.tokenizer))
+        for concept in concepts
+        for subject in subjects[concept.name]
+    }
+    persons = {c.name: words for c in concepts if (words := _by_person(c)) is not None}
+    explanations, reasons = _explanations(drawn, bench, persons)
+    scores = _scores(drawn, explanations, bench)
+    for concept in concepts:
+        latents = []
+        for subject in subjects[concept.name]:
+            name = subject.latent.name
+            _, draw = drawn[name]
+            latents.append(
+                ExplainedLatent(
+                    latent=name,
+                    site=str(subject.latent.site),
+                    direction=subject.latent.column,
+                    sign=subject.latent.sign,
+                    windows=draw.windows,
+                    tokens=draw.tokens,
+                    of_tokens=draw.of_tokens,
+                    threshold=draw.threshold,
+                    skipped=draw.skipped or reasons.get(name, ""),
+                    explanations=tuple(explanations.get(name, ())),
+                    scores=scores.get(name, {}),
+                    shown=(*draw.explainer.activating, *draw.explainer.silent),
+                    scored=(*draw.scorer.activating, *draw.scorer.silent),
+                    histogram=draw.histogram,
+                    generations=_generations(subject, draw, bench),
+                )
+            )
+        yield Explained(
+            concept=concept.name,
+            settings=settings[concept.name],
+            seed=recipe.seed,
+            data=recipe.data,
+            latents=tuple(latents),
+        )
+
+
+def _by_person(concept: Concept) -> Explanation | None:
+    """The words a person gave a concept; an explainer's name has its kind in front."""
+    if not concept.explanation or not concept.explained_by:
+        return None
+    if concept.explained_by.startswith(EXPLAINED):
+        return None
+    return Explanation(text=concept.explanation, by=concept.explained_by)
+
+
+EXPLAINED = "explainer: "
+"""What `Concept.explained_by` begins with where no person wrote the explanation."""
+
+
+def _explanations(
+    drawn: Mapping[str, tuple[Subject, Draw]],
+    bench: _Bench,
+    persons: Mapping[str, Explanation],
+) -> tuple[dict[str, list[Explanation]], dict[str, str]]:
+    """Per latent the explanations, the first explainer's first; or why there is none."""
+    evidence = [
+        Evidence(
+            name,
+            draw.explainer.activating,
+            draw.explainer.silent,
+            _promoted(subject, bench.opened),
+        )
+        for name, (subject, draw) in drawn.items()
+        if not draw.skipped
+    ]
+    found: dict[str, list[Explanation]] = {}
+    reasons: dict[str, str] = {}
+    for explainer in bench.explainers:
+        said = explainer.explain(evidence)
+        pairs = list(zip(evidence, said, strict=True))
+        known = [seen for seen, text in pairs if isinstance(text, Explanation)]
+        texts = [text for text in said if isinstance(text, Explanation)]
+        for _ in range(bench.recipe.refine if known else 0):
+            texts = refine(explainer, known, texts, bench.reader)
+        for seen, text in zip(known, texts, strict=True):
+            found.setdefault(seen.latent, []).append(text)
+        reasons |= {seen.latent: text for seen, text in pairs if isinstance(text, str)}
+    for name, explained in found.items():
+        if (concept := drawn[name][0].latent.concept) in persons:
+            explained.append(persons[concept])
+    return found, {name: reason for name, reason in reasons.items() if name not in found}
+
+
+def _promoted(subject: Subject, opened: OpenModel) -> tuple[str, ...]:
+    try:
+        promoted, _ = promoted_tokens(opened.model, opened.tokenizer, subject.latent.direction)
+    except NarrowlyError:  # it does not lie in the residual stream
+        return ()
+    return tuple(token for token, _ in promoted)
+
+
+def _scores(
+    drawn: Mapping[str, tuple[Subject, Draw]],
+    explanations: Mapping[str, list[Explanation]],
+    bench: _Bench,
+) -> dict[str, dict[str, ScoreResult]]:
+    """Per latent the results, by scorer; of explanations not in use by `SCORER/AUTHOR`."""
+    found: dict[str, dict[str, ScoreResult]] = {name: {} for name in explanations}
+    for rank in range(max(map(len, explanations.values()), default=0)):
+        items = {
+            name: _item(*drawn[name], texts[rank])
+            for name, texts in explanations.items()
+            if len(texts) > rank
+        }
+        compared = {name for name in items if rank == 0 and name in bench.controlled}
+        for scorer in bench.scorers:
+            plain = [item for name, item in items.items() if name not in compared]
+            results = scorer.score(plain, bench.reader) if plain else []
+            if compared:
+                some = [items[name] for name in compared]
+                plain += some
+                results += with_controls(scorer, some, bench.reader, bench.recipe.seed, len(some))
+            for item, result in zip(plain, results, strict=True):
+                key = scorer.name if rank == 0 else f"{scorer.name}/{item.explanation.by}"
+                found[item.latent.name][key] = result
+    return found
+
+
+def _item(subject: Subject, draw: Draw, explanation: Explanation) -> Item:
+    return Item(subject.latent, explanation, draw.scorer.activating, draw.scorer.silent)
+
+
+def _generations(subject: Subject, draw: Draw, bench: _Bench) -> tuple[Generation, ...]:
+    if not bench.prompts or draw.skipped:
+        return ()
+    peaks = [example.peak for example in draw.explainer.activating]
+    return tuple(
+        generate_at_strengths(
+            bench.opened,
+            subject.latent,
+            bench.prompts,
+            bench.recipe.strengths,
+            unit=sum(peaks) / len(peaks),
+            seed=bench.recipe.seed,
+        )
+    )
+
+
+def _baseline(subjects: Sequence[Subject], bench: _Bench) -> list[ScoreResult]:
+    """Scores of as many latents as get controls, explained by the first explainer."""
+    drawn: dict[str, tuple[Subject, Draw]] = {}
+    for subject in subjects:
+        if len(drawn) == bench.recipe.controls:
+            break
+        draw = subject.draw(bench.recipe, bench.opened.tokenizer)
+        if not draw.skipped:
+            drawn[subject.latent.name] = subject, draw
+    alone = replace(bench, explainers=bench.explainers[:1], controlled=frozenset())
+    explanations, _ = _explanations(drawn, alone, {})
+    return [
+        result
+        for results in _scores(drawn, explanations, alone).values()
+        for result in results.values()
+    ]
+
+
+def _tell(folder: Path, explained: Explained) -> None:
+    """Write what was found out into the concept's own JSON, in few words and numbers."""
+    ends = [latent for latent in explained.latents if latent.explanations]
+    if not ends:
+        return
+    scores: dict[str, Score] = {}
+    for scorer in ends[0].scores:
+        values = {
+            _place(end): end.scores[scorer].value
+            for end in ends
+            if scorer in end.scores and "/" not in scorer
+        }
+        known: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
+        if known:
+            scores[scorer] = next(iter(known.values())) if len(explained.latents) == 1 else known
+    if scores:
+        add_scores(folder, explained.concept, scores)
+    [concept] = load_concepts(folder / f"{explained.concept}.json")
+    if _by_person(concept) is None:
+        texts = [
+            f"{_place(end)}: {end.explanations[0].text}" if len(explained.latents) > 1 else text
+            for end in ends
+            for text in [end.explanations[0].text]
+        ]
+        by = EXPLAINED + ends[0].explanations[0].by
+        explain_as(folder, explained.concept, "; ".join(texts), by)
+
+
+def _place(end: ExplainedLatent) -> str:
+    """What tells an end from the others of its concept, such as `layer:2/0+`."""
+    return end.latent.partition("@")[2] or end.latent

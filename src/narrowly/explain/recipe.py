@@ -1,0 +1,101 @@
+"""A recipe of explaining: which concepts, on which texts, explained by whom, checked by whom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+
+from narrowly.errors import NarrowlyError
+from narrowly.explain.examples import Sampling
+from narrowly.settings import Entry, build, entry
+
+
+class ExplainRecipe(BaseModel):
+    """What `narrowly explain` does.
+
+    Attributes:
+        concepts: the folder of concepts; of an autoencoder, the one where its latents go.
+        sae: an autoencoder whose latents are explained: what `saes.load_sae` takes.
+        latents: of the autoencoder: which, or how many of them drawn at random.
+        model: the model; the one the concepts were found on unless given.
+        data: texts or chats to read the concepts on.
+        positions: which tokens of chats are read: those of "answer"s, or "all". Of texts, all.
+        limit: read the first so many rows only.
+        max_length: tokens of a row; what is longer is cut off.
+        sites: "middle": a concept at several sites is explained at the middle one; or "all".
+        sampling: how examples are drawn (`examples.Sampling`).
+        explainers: the first is in use; the others are scored beside it.
+        refine: how often the explainers see a reader's mistakes, on examples that are not scored.
+        reader: who judges whether an explanation fits.
+        scorers: how that is turned into numbers.
+        embedder: for hard negatives that read alike: "minilm", or any sentence-transformers model;
+            "none" leaves them to neighbouring latents.
+        controls: on how many latents control explanations are scored too; 0 on none.
+        baselines: what else is explained and scored, as a control: latents of a random autoencoder
+            of equal shape ("random_sae", with `sae`), or neurons of the layer ("neurons").
+        strengths: what the model writes with each concept added at these strengths, in units of
+            its typical activation, and with it removed; none unless given.
+        prompts: chats it then answers; `data` unless given.
+        seed: of all sampling.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    concepts: str
+    sae: str | None = None
+    latents: PositiveInt | list[int] = 100
+    model: str | None = None
+    data: str
+    positions: Literal["answer", "all"] = "answer"
+    limit: PositiveInt | None = None
+    max_length: PositiveInt = 1024
+    sites: Literal["middle", "all"] = "middle"
+    sampling: Sampling = Sampling()
+    explainers: list[Entry] = Field(default=[{"lexical": {}}], min_length=1)
+    refine: int = Field(default=0, ge=0)
+    reader: Entry = {"lexical": {}}
+    scorers: list[Entry] = [{"detection": {}}, {"fuzzing": {}}]
+    embedder: str = "minilm"
+    controls: int = Field(default=32, ge=0)
+    baselines: list[Literal["random_sae", "neurons"]] = []
+    strengths: list[float] = []
+    prompts: str | None = None
+    seed: int = 0
+    batch_tokens: PositiveInt = 16384
+    progress: bool = True
+
+    @field_validator("explainers", "scorers", mode="before")
+    @classmethod
+    def _entries(cls, items: Any, info: Any) -> Any:
+        if not isinstance(items, list):
+            items = [items]
+        return [entry(info.field_name, item) for item in items]
+
+    @field_validator("reader", mode="before")
+    @classmethod
+    def _entry(cls, item: Any) -> Entry:
+        return entry("reader", item)
+
+    @property
+    def drawn(self) -> Sampling:
+        """How examples are drawn, with the recipe's seed."""
+        return self.sampling.model_copy(update={"seed": self.seed})
+
+    @classmethod
+    def of(cls, target: str, out: Path | None, given: dict[str, Any]) -> ExplainRecipe:
+        """The recipe for a folder of concepts, or for an autoencoder with the folder `out`.
+
+        Raises:
+            NarrowlyError: a key is unknown or of the wrong type; an autoencoder without a folder.
+        """
+        files = Path(target).glob("*.safetensors")
+        if out is None and any(file.with_suffix(".json").exists() for file in files):
+            return build(cls, {"concepts": target, **given})
+        if out is None:
+            raise NarrowlyError(
+                f"{target}: no folder of concepts. If it is an autoencoder, --out names the folder "
+                "for its latents."
+            )
+        return build(cls, {"sae": target, "concepts": str(out), **given})

@@ -1,0 +1,189 @@
+"""Which latents are explained, and what was read of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+
+from narrowly.activations import OpenModel
+from narrowly.concepts import Concept, load_concepts, save_concepts
+from narrowly.concepts.concept import Provenance
+from narrowly.concepts.latents import PlacedSAE, latent_concept, latent_of, place
+from narrowly.errors import NarrowlyError
+from narrowly.explain.cache import Cache, collect
+from narrowly.explain.embedding import Embedder
+from narrowly.explain.examples import Draw, draw
+from narrowly.explain.latents import DirectionSource, Latent, SAESource, Source, random_sae
+from narrowly.explain.negatives import HardNegatives
+from narrowly.explain.neurons import NeuronSource
+from narrowly.explain.recipe import ExplainRecipe
+from narrowly.models import fingerprint
+from narrowly.saes import load_sae
+
+WORK = ".explain"
+"""What was read of the texts, in the folder of concepts. It may be deleted."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A latent, and where its examples come from."""
+
+    latent: Latent
+    number: int
+    """In the cache."""
+    cache: Cache
+    hard: HardNegatives
+
+    def draw(self, recipe: ExplainRecipe, tokenizer: Any) -> Draw:
+        """Its examples."""
+        return draw(self.cache, self.number, recipe.drawn, tokenizer, self.hard)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What latents are read on, and with which model."""
+
+    opened: OpenModel
+    rows: Dataset
+    embedder: Embedder | None
+
+    def read(self, source: Source, folder: Path, recipe: ExplainRecipe) -> list[Subject]:
+        """Read all latents of a source; a former call's reading is used where it is there."""
+        what = folder.name.replace("-", " ")
+        cache = collect(
+            source,
+            self.opened,
+            self.rows,
+            folder,
+            batch_tokens=recipe.batch_tokens,
+            progress=f"reading {what}" if recipe.progress else None,
+        )
+        hard = HardNegatives(
+            cache,
+            source,
+            self.opened.tokenizer,
+            self.embedder,
+            window=recipe.sampling.window,
+            seed=recipe.seed,
+            progress=recipe.progress,
+        )
+        return [Subject(latent, i, cache, hard) for i, latent in enumerate(source.latents)]
+
+
+def concepts_of(recipe: ExplainRecipe, opened: OpenModel) -> list[Concept]:
+    """The concepts of the recipe's folder; of an autoencoder, its latents become concepts there.
+
+    Raises:
+        NarrowlyError: there are none, or they are of another model.
+    """
+    folder = Path(recipe.concepts)
+    if recipe.sae is None:
+        return load_concepts(folder, opened.model)
+    provenance = Provenance(
+        model=opened.name,
+        model_fingerprint=fingerprint(opened.model),
+        finder="sae",
+        arguments={"sae": [recipe.sae]},
+    )
+    made = []
+    for at in place(opened.model, [load_sae(recipe.sae)]):
+        numbers = recipe.latents
+        if isinstance(numbers, int):
+            n = min(numbers, at.sae.n_latents)
+            numbers = sorted(random.Random(recipe.seed).sample(range(at.sae.n_latents), n))
+        made += [latent_concept(at, number, provenance) for number in numbers]
+    save_concepts([c for c in made if not (folder / f"{c.name}.json").exists()], folder)
+    return [load_concepts(folder / f"{c.name}.json", opened.model)[0] for c in made]
+
+
+def subjects_of(
+    concepts: Sequence[Concept], text: Text, recipe: ExplainRecipe
+) -> dict[str, list[Subject]]:
+    """The latents of each concept: both ends of its directions, or the autoencoder's latent.
+
+    Raises:
+        NarrowlyError: an autoencoder cannot be loaded, or is not the one the latents are of; as
+            reading.
+    """
+    work = Path(recipe.concepts) / WORK
+    latents = {c.name: known for c in concepts if (known := latent_of(c)) is not None}
+    read: list[Subject] = []
+    directions = [_middle(c) if recipe.sites == "middle" else c for c in concepts]
+    directions = [concept for concept in directions if concept.name not in latents]
+    if directions:
+        read += text.read(DirectionSource(directions), work / "directions", recipe)
+    for at in _autoencoders([c for c in concepts if c.name in latents], text.opened.model, recipe):
+        of_it = {name: number for name, (known, number) in latents.items() if known == at.hash}
+        source = SAESource(at, list(of_it.values()), list(of_it))
+        read += text.read(source, work / f"latents-{at.place}", recipe)
+    by_concept: dict[str, list[Subject]] = {concept.name: [] for concept in concepts}
+    for subject in read:
+        by_concept[subject.latent.concept].append(subject)
+    for name, found in by_concept.items():
+        if not found:
+            raise NarrowlyError(
+                f"{name}: its autoencoder has changed since it was found. Name the right one: "
+                "--set sae=..."
+            )
+    return by_concept
+
+
+def baselines_of(
+    concepts: Sequence[Concept], text: Text, recipe: ExplainRecipe
+) -> dict[str, list[Subject]]:
+    """Latents that nobody asked about, as many as controls: a measure for the scores of the others.
+
+    Raises:
+        NarrowlyError: there is no autoencoder to make a random one of, or no layer with neurons.
+    """
+    work = Path(recipe.concepts) / WORK
+    rng = random.Random(f"baselines/{recipe.seed}")
+    found: dict[str, list[Subject]] = {}
+    for baseline in recipe.baselines:
+        if baseline == "random_sae":
+            saes = _autoencoders([c for c in concepts if latent_of(c)], text.opened.model, recipe)
+            if not saes:
+                raise NarrowlyError(
+                    "baselines: random_sae needs latents of an autoencoder to compare with."
+                )
+            control = random_sae(saes[0].sae, recipe.seed)
+            [at] = place(text.opened.model, [control])
+            source: Source = SAESource(at)
+        else:
+            site = str(_middle(concepts[0]).subspaces.popitem()[0])
+            if not site.startswith("layer:"):
+                raise NarrowlyError(f"baselines: neurons need concepts at a layer, not {site}.")
+            source = NeuronSource(text.opened.model, int(site.removeprefix("layer:")))
+        subjects = text.read(source, work / baseline.replace("_", "-"), recipe)
+        # Any that is active often enough: which are is known only after reading.
+        rng.shuffle(subjects)
+        found[baseline] = subjects
+    return found
+
+
+def _middle(concept: Concept) -> Concept:
+    sites = list(concept.subspaces)
+    middle = sites[len(sites) // 2]
+    return concept.model_copy(update={"subspaces": {middle: concept.subspaces[middle]}})
+
+
+def _autoencoders(
+    concepts: Sequence[Concept], model: nn.Module, recipe: ExplainRecipe
+) -> list[PlacedSAE]:
+    """The autoencoders that some concepts are latents of, each once."""
+    named = [
+        source
+        for concept in concepts
+        for source in ([recipe.sae] if recipe.sae else concept.provenance.arguments["sae"])
+    ]
+    placed: dict[str, PlacedSAE] = {}
+    for source in dict.fromkeys(named):
+        for at in place(model, [load_sae(source)]):
+            placed[at.hash] = at
+    return list(placed.values())
