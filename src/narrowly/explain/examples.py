@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,10 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from transformers import PreTrainedTokenizerBase
 
 from narrowly.explain.cache import WINDOW, Cache
+from narrowly.explain.grid import mixed
 from narrowly.explain.negatives import HardNegatives
-from narrowly.explain.record import Example, Histogram
+from narrowly.explain.pieces import AROUND, window_pieces
+from narrowly.explain.record import Example, Histogram, Kind
 
 Sampler = Literal["top", "random", "quantiles", "mix"]
+
+BINS = 40
+"""Of the histogram of activations."""
 
 
 class Sampling(BaseModel):
@@ -92,4 +98,190 @@ def draw(
         latent: its number in the cache (`cache.index(name)`).
         hard: where hard negatives come from; None: all silent windows are drawn at random.
     """
-    raise NotImplementedError
+    cut = _Cut(cache, latent, sampling)
+    drawn = partial(
+        Draw,
+        latent=cut.name,
+        windows=cut.windows,
+        distinct=len(cut.active),
+        tokens=len(cut.positions),
+        of_tokens=cache.of_tokens,
+        threshold=cache.threshold(latent, sampling.window),
+        histogram=_histogram(cut.values, cache.of_tokens),
+    )
+    if reason := cut.too_few():
+        return drawn(explainer=Half(), scorer=Half(), skipped=reason)
+    halves: list[Half] = []
+    texts: set[str] = set()
+    for side, sampler, n in (
+        (True, sampling.sampler, sampling.explainer),
+        (False, "quantiles", sampling.scorer),
+    ):
+        shown = cut.sample(side, sampler, n)
+        activating = [cut.example(w, tokenizer) for w in shown]
+        silent = cut.silent(side, n, tokenizer, [e.text for e in activating], hard)
+        # Other tokens may make the same text, where a window begins within a word.
+        half = Half(
+            tuple(e for e in activating if e.text not in texts),
+            tuple(e for e in silent if e.text not in texts),
+        )
+        texts |= {e.text for e in (*half.activating, *half.silent)}
+        halves.append(half)
+    return drawn(explainer=halves[0], scorer=halves[1])
+
+
+class _Cut:
+    """The windows of a text set, seen from one latent."""
+
+    def __init__(self, cache: Cache, latent: int, sampling: Sampling):
+        self.cache, self.latent, self.sampling = cache, latent, sampling
+        self.name = cache.latents[latent]
+        self.grid = cache.grid(sampling.window)
+        self.positions, self.values = cache.active(latent, sampling.window)
+        peaks = self.grid.peaks(self.positions, self.values)
+        where = np.flatnonzero(peaks > -np.inf)
+        self.windows = len(where)
+        where = where[np.argsort(-peaks[where], kind="stable")]
+        first = np.sort(np.unique(self.grid.texts[where], return_index=True)[1])
+        self.active: NDArray[np.int64] = where[first][::-1]
+        """One window of each different text, the weakest first."""
+        self.busy = np.zeros(self.grid.different, bool)
+        """Of each different text, whether the latent is active anywhere in it."""
+        self.busy[self.grid.texts[self.active]] = True
+        n = len(self.active)
+        self.quantiles = 1 + np.arange(n) * sampling.quantiles // max(n, 1)
+        seed = hashlib.sha256(f"{sampling.seed} {self.name}".encode()).digest()
+        self.random = np.random.default_rng(list(seed))
+        self.mask = np.frombuffer(seed[:8], np.uint64)[0]
+        self.share = sampling.explainer / (sampling.explainer + sampling.scorer)
+        self.explainers = self._deal()
+
+    def too_few(self) -> str:
+        """Why there can be no examples, if so."""
+        n, least = len(self.active), self.sampling.min_windows
+        if n < least:
+            return f"active in {n} different windows of {len(self.grid):,}, fewer than {least}"
+        if self.busy.all():
+            return "active in every window"
+        return ""
+
+    def _deal(self) -> NDArray[np.bool_]:
+        """Which of the active texts are the explainer's: an even share of every quantile."""
+        n = len(self.active)
+        order = np.lexsort((self.random.random(n), self.quantiles))
+        steps = np.floor(np.arange(n + 1) * self.share + self.random.random())
+        chosen = np.zeros(n, bool)
+        chosen[order] = np.diff(steps) > 0
+        if n > 1 and (chosen.all() or not chosen.any()):
+            chosen[order[0]] ^= True
+        return chosen
+
+    def sample(self, explainer: bool, sampler: Sampler, n: int) -> NDArray[np.int64]:
+        """Some of one side's places in `active`, in random order."""
+        side = np.flatnonzero(self.explainers == explainer)
+        n = min(n, len(side))
+        top = {"top": n, "mix": n // 5}.get(sampler, 0)
+        strongest, rest = side[len(side) - top :], side[: len(side) - top]
+        rest = self.random.permutation(rest)
+        if sampler != "random":
+            # A first of each quantile, then a second of each, ...
+            rest = rest[np.argsort(_turns(self.quantiles[rest]), kind="stable")]
+        return self.random.permutation(np.concatenate([strongest, rest[: n - top]]))
+
+    def silent(
+        self,
+        explainer: bool,
+        n: int,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: list[str],
+        hard: HardNegatives | None,
+    ) -> list[Example]:
+        """Silent windows of one side, all of different texts, in random order."""
+        free = self._side(explainer) & ~self.busy
+        kinds: list[tuple[int, Kind]] = []
+
+        def take(windows: NDArray[np.int64], kind: Kind, most: int) -> None:
+            taken = 0
+            for window in windows.tolist():
+                text = self.grid.texts[window]
+                if free[text] and taken < most:
+                    free[text] = False
+                    kinds.append((window, kind))
+                    taken += 1
+
+        wanted = round(n * self.sampling.hard) if hard is not None else 0
+        if hard is not None and wanted:
+            neighbours = wanted - wanted // 2
+            if hard.embedder is None:
+                neighbours = wanted
+            take(hard.neighbouring(self.latent, free, neighbours), "neighbour", neighbours)
+            take(hard.similar(texts, free, wanted - len(kinds)), "similar", wanted - len(kinds))
+        some = self.random.permutation(np.flatnonzero(free))[: n - len(kinds)]
+        take(self.grid.first[some], "random", n - len(kinds))
+        order = self.random.permutation(len(kinds))
+        return [self._window(kinds[i][0], tokenizer, kinds[i][1]) for i in order]
+
+    def _side(self, explainer: bool) -> NDArray[np.bool_]:
+        """Of each different text, whether it would be this side's if silent."""
+        keys = mixed(self.grid.hashes[self.grid.first] ^ self.mask)
+        return (keys < np.uint64(self.share * 2.0**64)) == explainer
+
+    def example(self, place: int, tokenizer: PreTrainedTokenizerBase) -> Example:
+        """The activating window at a place in `active`."""
+        quantile = int(self.quantiles[place])
+        return self._window(int(self.active[place]), tokenizer, "activating", quantile)
+
+    def _window(
+        self,
+        window: int,
+        tokenizer: PreTrainedTokenizerBase,
+        kind: Kind,
+        quantile: int | None = None,
+    ) -> Example:
+        row = int(self.grid.rows[window])
+        start, stop = int(self.grid.starts[window]), int(self.grid.stops[window])
+        begin, end = self.cache.rows[row : row + 2].tolist()
+        first = max(begin, start - AROUND)
+        ids = self.cache.tokens[first : min(end, stop + AROUND)].tolist()
+        activations = np.zeros(stop - start, np.float32)
+        low, high = np.searchsorted(self.positions, [start, stop])
+        activations[self.positions[low:high] - start] = self.values[low:high]
+        pieces = window_pieces(tokenizer, ids, start - first, stop - first)
+        return Example(
+            pieces=pieces,
+            activations=tuple(_at_pieces(pieces, activations)),
+            kind=kind,
+            quantile=quantile,
+            row=row,
+            start=start - begin,
+        )
+
+
+def _turns(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of each element, how many of its group stand before it."""
+    order = np.argsort(groups, kind="stable")
+    _, first, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    turns = np.empty(len(groups), np.int64)
+    turns[order] = np.arange(len(groups)) - np.repeat(first, counts)
+    return turns
+
+
+def _at_pieces(pieces: tuple[str, ...], activations: NDArray[np.float32]) -> list[float]:
+    """Activations, with those of tokens without a text at the one that has theirs."""
+    shown = [0.0] * len(pieces)
+    place = 0
+    for i, (piece, activation) in enumerate(zip(pieces, activations.tolist(), strict=True)):
+        place = i if piece else place
+        shown[place] = max(shown[place], activation)
+    return shown
+
+
+def _histogram(values: NDArray[np.float32], of_tokens: int) -> Histogram | None:
+    if not len(values):
+        return None
+    counts, edges = np.histogram(values, BINS, (0.0, float(values.max())))
+    return Histogram(
+        edges=tuple(edges.tolist()),
+        counts=tuple(counts.tolist()),
+        silent=of_tokens - len(values),
+    )

@@ -75,9 +75,24 @@ class Grid:
         return peaks
 
     @cached_property
+    def _unique(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        _, first, texts = np.unique(self.hashes, return_index=True, return_inverse=True)
+        return first, texts
+
+    @property
     def texts(self) -> NDArray[np.int64]:
         """A number for each window, the same for windows of the same tokens."""
-        return np.unique(self.hashes, return_inverse=True)[1]
+        return self._unique[1]
+
+    @property
+    def first(self) -> NDArray[np.int64]:
+        """The first window of each different text, by that number."""
+        return self._unique[0]
+
+    @property
+    def different(self) -> int:
+        """How many different texts there are."""
+        return len(self.first)
 
 
 _BLOCK = 1 << 16
@@ -86,12 +101,12 @@ _BLOCK = 1 << 16
 def _hashes(tokens: NDArray[np.uint32], places: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Of the parts of `tokens` that begin at `places`: sums of mixed tokens, weighed by place."""
     within = np.arange(len(tokens)) - np.repeat(places, np.diff(places, append=len(tokens)))
-    weights = _mixed(np.arange(within.max(initial=0) + 1, dtype=np.uint64)) | np.uint64(1)
-    terms = _mixed(tokens.astype(np.uint64) + np.uint64(1)) * weights[within]
+    weights = mixed(np.arange(within.max(initial=0) + 1, dtype=np.uint64)) | np.uint64(1)
+    terms = mixed(tokens.astype(np.uint64) + np.uint64(1)) * weights[within]
     return np.add.reduceat(terms, places)
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

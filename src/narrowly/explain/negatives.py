@@ -48,10 +48,10 @@ class HardNegatives:
         """The windows nearest to any of the texts, the nearest of each text in turn.
 
         Args:
-            among: of every window of the grid, whether it may be taken.
+            among: of every different text of the grid, whether it may be taken.
         """
-        raise NotImplementedError
+        return np.empty(0, np.int64)
 
     def neighbouring(self, latent: int, among: NDArray[np.bool_], n: int) -> NDArray[np.int64]:
         """Windows where neighbours of a latent are active, some of each neighbour in turn."""
-        raise NotImplementedError
+        return np.empty(0, np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import cast
 
@@ -34,28 +33,26 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list
     if "�" not in whole and "".join(single) == whole:
         return single
     pieces = [""] * len(ids)
-    done, waiting = 0, 0  # characters of `whole` handed out; the first token not served yet
+    done, begun = 0, None  # characters handed out; the token that began one not whole yet
     for i in range(len(ids)):
         prefix = _decoded(tokenizer, ids[: i + 1])
-        if i + 1 == len(ids):
-            reached = len(whole)
-        else:
-            reached = len(os.path.commonprefix([prefix, whole]))
-            if prefix.endswith("�") and _unfinished(whole, prefix, reached):
-                reached = min(reached, len(prefix.rstrip("�")))
+        reached = len(whole) if i + 1 == len(ids) else _common(prefix, whole)
         if reached > done:
-            # What was begun by an earlier token is one character.
-            split = done + 1 if waiting < i else reached
-            pieces[waiting] = whole[done:split]
-            pieces[i] += whole[split:reached] if waiting < i else ""
-            done = reached
-        if reached == len(prefix):
-            waiting = i + 1
+            text = whole[done:reached]
+            if begun is not None:
+                pieces[begun] += text[0]
+                text = text[1:]
+            pieces[i] += text
+            done, begun = reached, None
+        if reached < len(prefix) and begun is None:
+            begun = i
     return pieces
 
 
-def _unfinished(whole: str, prefix: str, reached: int) -> bool:
-    return whole[: len(prefix)] != prefix
+def _common(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
