@@ -1,11 +1,12 @@
 """The organism's persona, as a latent, an item to score and concepts in a folder."""
 
 from functools import cache
+from typing import Any
 
 import torch
 
 from narrowly.activations import OpenModel, open_model
-from narrowly.concepts import Concept, find
+from narrowly.concepts import Concept, Provenance, Subspace, find
 from narrowly.explain.latents import Latent
 from narrowly.explain.record import Example, Explanation
 from narrowly.explain.scorers import Item
@@ -77,3 +78,10 @@ def window(words: tuple[str, ...], row: int = 0) -> Example:
 
 def item(explanation: Explanation, examples: list[Example], latent: Latent | None = None) -> Item:
     return Item(latent or persona_latent(), explanation, tuple(examples), ())
+
+
+def plain_concept(name: str, **fields: Any) -> Concept:
+    """A concept of one direction, of no model in particular."""
+    subspace = Subspace.spanned_by(torch.eye(4)[:, :1])
+    told = Provenance(model="some model", model_fingerprint="0", finder="a test")
+    return Concept(name=name, subspaces={"layer:1": subspace}, provenance=told, **fields)

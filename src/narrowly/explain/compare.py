@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +15,7 @@ from rich.table import Table
 from narrowly.concepts import concept_files
 from narrowly.errors import NarrowlyError
 from narrowly.evals.statistics import Interval, Metric, bootstrap
-from narrowly.explain.embedding import make_embedder
+from narrowly.explain.embedding import EmbedderLike, make_embedder
 from narrowly.explain.record import load_explained
 
 MOST = 400_000_000
@@ -77,7 +76,7 @@ class Similarity:
 def compare_saes(
     one: str | Path,
     other: str | Path,
-    embedder: Any = "minilm",
+    embedder: EmbedderLike = "minilm",
     *,
     shuffles: int = 5,
     seed: int = 0,
@@ -100,8 +99,13 @@ def compare_saes(
     Raises:
         NarrowlyError: a folder holds no concept or no explanation, or the two hold too many.
     """
-    from scipy.optimize import linear_sum_assignment
-
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError:
+        raise NarrowlyError(
+            "matching explanations needs scipy, which comes with the embedder: "
+            "pip install 'narrowly[embed]'."
+        ) from None
     reads = make_embedder(embedder)
     (names, texts), (other_names, other_texts) = _explanations(one), _explanations(other)
     if len(texts) * len(other_texts) > MOST:
@@ -109,15 +113,14 @@ def compare_saes(
             f"{len(texts)} and {len(other_texts)} explanations are too many to match one to one. "
             "Explain some of the latents of each autoencoder into folders of their own."
         )
-    rows = np.asarray(reads.embed(texts), dtype=np.float64)
-    cosines = rows @ np.asarray(reads.embed(other_texts), dtype=np.float64).T
+    rows = reads.embed(texts).double().numpy()
+    cosines = rows @ reads.embed(other_texts).double().numpy().T
     left, right = linear_sum_assignment(cosines, maximize=True)
     matched = cosines[left, right]
     random = np.random.default_rng(seed)
     null = []
     for _ in range(shuffles):
-        words = np.asarray(reads.embed(shuffle_words(other_texts, random)), dtype=np.float64)
-        chance = rows @ words.T
+        chance = rows @ reads.embed(shuffle_words(other_texts, random)).double().numpy().T
         null.append(chance[linear_sum_assignment(chance, maximize=True)].mean())
     order = np.argsort(-matched, kind="stable")
     return Similarity(
