@@ -20,8 +20,11 @@ ACTIVE = 0.3
 LONGEST = 3
 """Words of the longest phrase."""
 
-LINE_BREAK = "↵"
-"""A line break as a word, which people can see."""
+ANY_TEXT = "(any text)"
+"""In a rule the nats of a text before any phrase is found in it."""
+
+LINE_BREAK, PARAGRAPH = "↵", "¶"
+"""A line break as a word that people can see; and two or more."""
 
 # Scripts without spaces between words are read sign by sign. Marks such as <|user|> and <div>
 # are words; so is any other single sign, since latents stand for brackets and line breaks too.
@@ -32,8 +35,10 @@ _SIGN = (
 _JOINED = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0dff"
 _LETTERS = rf"(?:[^\W{_SIGN}]|[{_JOINED}])+"
 _WORD = re.compile(
-    rf"\n+|<\|?/?[\w ]{{1,30}}\|?>|[{_SIGN}]|{_LETTERS}(?:['\u2019]{_LETTERS})*|[^\w\s]"
+    rf"\n+|<\|?/?\w[\w-]{{0,30}}\|?>|[{_SIGN}]|{_LETTERS}(?:['\u2019]{_LETTERS})*|[^\w\s]"
 )
+
+_BREAKS = {"\n": LINE_BREAK, "\n\n": PARAGRAPH}
 
 # What explanations are written with, rather than what they are about.
 _COMMON = (
@@ -62,7 +67,7 @@ class Word:
 def split_words(text: str) -> list[Word]:
     """The words of a text in order; signs and line breaks are words too."""
     return [
-        Word(LINE_BREAK if m[0][0] == "\n" else m[0].casefold(), m.start(), m.end())
+        Word(_BREAKS.get(m[0][:2], m[0].casefold()), m.start(), m.end())
         for m in _WORD.finditer(text)
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import exp, log, log1p
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from narrowly.explain.readers.base import READERS, Passage, Question
 from narrowly.explain.record import Explanation
 from narrowly.explain.words import (
+    ANY_TEXT,
     COMMON,
     content_words,
     find_phrases,
@@ -24,6 +26,7 @@ from narrowly.explain.words import (
 )
 
 _QUOTED = re.compile(r"“([^”]+)”|\"([^\"]+)\"|(?<!\w)'([^']+)'(?!\w)|«([^»]+)»|`([^`]+)`")
+_AFTER = re.compile(r"\b(?:after|following|follows)\b", re.IGNORECASE)
 _AGAINST = re.compile(r"\b(?:silent|not|never|unlike|without|except)\b", re.IGNORECASE)
 
 
@@ -42,30 +45,36 @@ class Lexical(BaseModel):
     probabilities: ClassVar[bool] = True
 
     doubt: float = 0.5
-    """Nats against an explanation before a word is read: so many the words found must outweigh."""
+    """Nats against an explanation that has no rule of its own: what the words found must exceed."""
 
     def judge(self, questions: Sequence[Question]) -> list[list[float | None]]:
         """The probability that a passage fits; of marked passages, that the marks do."""
         answers: list[list[float | None]] = []
         for question in questions:
-            weights = rule(question.explanation)
-            answers.append([_sigmoid(self._odds(weights, p)) for p in question.passages])
+            known = self._rule(question.explanation)
+            answers.append([_sigmoid(_odds(known, p)) for p in question.passages])
         return answers
 
     def simulate(self, pairs: Sequence[tuple[Explanation, Passage]]) -> list[list[float] | None]:
-        """On the pieces of each phrase that speaks for activation its weight, scaled to 10."""
+        """The weights of phrases that speak for activation, the largest as 10, where they stand.
+
+        Of an explanation that says "after", on all that follows a phrase.
+        """
         expected: list[list[float] | None] = []
         for explanation, passage in pairs:
-            weights = rule(explanation)
-            largest = max(weights.values(), default=0.0)
+            known = self._rule(explanation)
+            largest = max(known.weights.values(), default=0.0)
             words = split_words(passage.text)
             stops = np.cumsum([len(piece) for piece in passage.pieces])
             starts = stops - [len(piece) for piece in passage.pieces]
             values = np.zeros(len(passage.pieces))
-            for first, stop, phrase in find_phrases(words, weights):
-                if weights[phrase] > 0:
-                    over = (stops > words[first].start) & (starts < words[stop - 1].stop)
-                    values[over] = np.maximum(values[over], 10 * weights[phrase] / largest)
+            for first, stop, phrase in find_phrases(words, known.weights):
+                if known.weights[phrase] > 0:
+                    begin, end = words[first].start, words[stop - 1].stop
+                    over = (stops > begin) & (starts < end)
+                    if known.after:
+                        over = starts >= end
+                    values[over] = np.maximum(values[over], 10 * known.weights[phrase] / largest)
             expected.append(values.tolist())
         return expected
 
@@ -88,53 +97,59 @@ class Lexical(BaseModel):
 
         The term left out is of the text alone, so it cancels between two explanations.
         """
-        prior = _log_sigmoid(-self.doubt)
-        return [
-            _log_sigmoid(self._odds(rule(explanation), passage)) - prior
-            for explanation, passage in pairs
-        ]
+        rules = [(self._rule(explanation), passage) for explanation, passage in pairs]
+        return [_log_sigmoid(_odds(r, p)) - _log_sigmoid(r.any_text) for r, p in rules]
 
     def explanation_given_text(
         self, pairs: Sequence[tuple[Explanation, Passage]]
     ) -> list[float | None]:
         """Log of the probability that the text fits the explanation."""
-        return [
-            _log_sigmoid(self._odds(rule(explanation), passage)) for explanation, passage in pairs
-        ]
+        return [_log_sigmoid(_odds(self._rule(z), passage)) for z, passage in pairs]
 
-    def _odds(self, weights: dict[str, float], passage: Passage) -> float:
-        """Log odds that the passage, or the marks in it, fit.
-
-        Every phrase counts once. With marks, a phrase that speaks for activation counts where it
-        is marked, or stands just before a mark; one that speaks against counts anywhere.
-        """
-        words = split_words(passage.text)
-        touched = np.ones(len(words), dtype=bool)
-        if passage.marked is not None:
-            touched = near(of_words(words, passage.pieces, passage.marked) > 0)
-        found = {
-            phrase
-            for first, stop, phrase in find_phrases(words, weights)
-            if weights[phrase] < 0 or touched[first:stop].any()
-        }
-        return sum(weights[phrase] for phrase in found) - self.doubt
-
-
-def rule(explanation: Explanation) -> dict[str, float]:
-    """Phrases, of words joined by single spaces, and how many nats each speaks for activation."""
-    weights = explanation.weights
-    if not weights:
-        start = 0
-        for match in _QUOTED.finditer(explanation.text):
-            quoted = next(group for group in match.groups() if group)
-            # Of "Active on “a”, “b”; silent on “c”" the part that the word stands in.
-            clause = re.split(r"[.;]", explanation.text[: match.start()])[-1]
-            weights = weights | {quoted: -1.0 if _AGAINST.search(clause) else 1.0}
-            start = match.end()
-        if not start:
+    def _rule(self, explanation: Explanation) -> _Rule:
+        """What an explanation says, as phrases and weights."""
+        weights = dict(explanation.weights)
+        any_text = weights.pop(ANY_TEXT, -self.doubt)
+        if not weights:
+            for match in _QUOTED.finditer(explanation.text):
+                quoted = next(group for group in match.groups() if group)
+                # Of "Active on “a”, “b”. Silent with “c”" the part that the word stands in.
+                clause = re.split(r"[.;]", explanation.text[: match.start()])[-1]
+                weights[quoted] = -1.0 if _AGAINST.search(clause) else 1.0
+        if not weights:
             weights = dict.fromkeys(content_words(explanation.text), 1.0)
-    folded = {" ".join(words_of(phrase)): weight for phrase, weight in weights.items()}
-    return {phrase: weight for phrase, weight in folded.items() if phrase}
+        folded = {" ".join(words_of(phrase)): weight for phrase, weight in weights.items()}
+        folded.pop("", None)
+        return _Rule(folded, any_text, after=bool(_AFTER.search(explanation.text)))
+
+
+@dataclass(frozen=True)
+class _Rule:
+    weights: dict[str, float]
+    """Phrases, of words joined by single spaces, and how many nats each speaks for activation."""
+    any_text: float
+    """Nats before any phrase is found."""
+    after: bool
+    """The latent is active after the phrases rather than on them."""
+
+
+def _odds(rule: _Rule, passage: Passage) -> float:
+    """Log odds that the passage fits, or the marks in it.
+
+    Every phrase counts once. With marks, a phrase that speaks for activation counts where a mark
+    touches it or follows at once; or, of an explanation that says "after", follows at all.
+    """
+    words = split_words(passage.text)
+    touched = np.ones(len(words), dtype=bool)
+    if passage.marked is not None:
+        marked = of_words(words, passage.pieces, passage.marked) > 0
+        touched = near(marked, len(words) if rule.after else 2)
+    found = {
+        phrase
+        for first, stop, phrase in find_phrases(words, rule.weights)
+        if rule.weights[phrase] < 0 or touched[first:stop].any()
+    }
+    return sum(rule.weights[phrase] for phrase in found) + rule.any_text
 
 
 def _bag(passage: Passage) -> set[str]:
