@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
+from weakref import WeakValueDictionary
 
 from narrowly.settings import build
+
+_OPEN: WeakValueDictionary[str, Any] = WeakValueDictionary()
+"""Chat models in use, by their settings."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Reply:
     """Per token of the reply, log-probabilities of the likeliest tokens."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cut: bool = False
+    """It broke off at the limit of tokens."""
     cached: bool = False
     """It was on disk, so nothing was sent."""
 
@@ -73,6 +80,9 @@ class ChatModel(Protocol):
 def chat_model(model: Any, url: str | None = None, **settings: Any) -> ChatModel:
     """The chat model that `model` names, or `model` itself where it is one.
 
+    Equal settings name one object while it is in use, so that an explainer and a reader share what
+    is loaded and one budget.
+
     Args:
         model: with a `url`, the model's name there; without, what `models.load_model` takes, or a
             loaded model with its tokenizer.
@@ -87,6 +97,9 @@ def chat_model(model: Any, url: str | None = None, **settings: Any) -> ChatModel
 
     if hasattr(model, "ask"):
         return cast(ChatModel, model)
-    if url is None:
-        return build(LocalChat, {"model": model, **settings}, ("model",))
-    return build(Endpoint, {"model": model, "url": url, **settings}, ("model",))
+    kind = LocalChat if url is None else Endpoint
+    fields = {"model": model, **settings} | ({} if url is None else {"url": url})
+    made: Any = build(kind, fields, ("model",))
+    if not isinstance(model, str):
+        return made
+    return _OPEN.setdefault(kind.__name__ + json.dumps(fields, sort_keys=True, default=str), made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -74,7 +75,16 @@ class Endpoint(BaseModel):
     def _web_address(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")):
             raise ValueError("a URL begins with http:// or https://")
+        if "@" in url:
+            raise ValueError("leave the password out of the URL, which is shown in messages")
         return url.rstrip("/")
+
+    @field_validator("key_env")
+    @classmethod
+    def _variable(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ValueError("the name of an environment variable that holds the key, not the key")
+        return name
 
     @property
     def name(self) -> str:

@@ -153,7 +153,14 @@ class LocalChat(BaseModel):
         )
         long = f"the prompt is longer than the {self._longest} tokens that the model reads"
         return [
-            Reply(said[i], "", told.get(i), len(prompts[i]), len(tokens[i]))
+            Reply(
+                said[i],
+                "",
+                told.get(i),
+                len(prompts[i]),
+                len(tokens[i]),
+                cut=len(tokens[i]) >= how.max_tokens,
+            )
             if i in said
             else Reply(None, long)
             for i in range(len(requests))

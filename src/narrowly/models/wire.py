@@ -95,7 +95,7 @@ def read_chat(content: Any) -> Reply:
     if text is None:
         why = choice["message"].get("refusal") or f"no text (finish_reason {finish})"
         return Reply(None, str(why), None, prompt, written)
-    return Reply(text, "", told, prompt, written)
+    return Reply(text, "", told, prompt, written, cut=finish == "length")
 
 
 def _alternatives(token: dict[str, Any]) -> dict[str, float]:
@@ -132,7 +132,8 @@ def read_echo(content: Any, text: str, continuation: str) -> Reply:
         raise RequestError(f"not a completion: {_short(json.dumps(content))}", retry=True) from None
     if not inside:
         raise RefusedError(
-            "it does not tell the likelihood of a given text (`echo` with `logprobs`)"
+            "it does not tell the likelihood of a given text (`echo` with "
+            "`logprobs`); vLLM does, and a model loaded here"
         )
     return Reply(continuation, logprobs=tuple(inside))
 
