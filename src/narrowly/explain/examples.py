@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from narrowly.explain.cache import WINDOW, Cache
 from narrowly.explain.grid import mixed
 from narrowly.explain.negatives import HardNegatives
-from narrowly.explain.pieces import AROUND, window_pieces
+from narrowly.explain.pieces import window_pieces
 from narrowly.explain.record import Example, Histogram, Kind
 
 Sampler = Literal["top", "random", "quantiles", "mix"]
@@ -111,22 +111,16 @@ def draw(
     )
     if reason := cut.too_few():
         return drawn(explainer=Half(), scorer=Half(), skipped=reason)
-    halves: list[Half] = []
-    texts: set[str] = set()
+    halves = []
     for side, sampler, n in (
         (True, sampling.sampler, sampling.explainer),
         (False, "quantiles", sampling.scorer),
     ):
-        shown = cut.sample(side, sampler, n)
-        activating = [cut.example(w, tokenizer) for w in shown]
+        activating = cut.activating(side, sampler, n, tokenizer)
         silent = cut.silent(side, n, tokenizer, [e.text for e in activating], hard)
-        # Other tokens may make the same text, where a window begins within a word.
-        half = Half(
-            tuple(e for e in activating if e.text not in texts),
-            tuple(e for e in silent if e.text not in texts),
-        )
-        texts |= {e.text for e in (*half.activating, *half.silent)}
-        halves.append(half)
+        halves.append(Half(tuple(activating), tuple(silent)))
+    if not all(half.activating and half.silent for half in halves):
+        return drawn(explainer=Half(), scorer=Half(), skipped="too few different texts")
     return drawn(explainer=halves[0], scorer=halves[1])
 
 
@@ -155,12 +149,14 @@ class _Cut:
         self.mask = np.frombuffer(seed[:8], np.uint64)[0]
         self.share = sampling.explainer / (sampling.explainer + sampling.scorer)
         self.explainers = self._deal()
+        self._drawn: set[str] = set()
 
     def too_few(self) -> str:
         """Why there can be no examples, if so."""
         n, least = len(self.active), self.sampling.min_windows
         if n < least:
-            return f"active in {n} different windows of {len(self.grid):,}, fewer than {least}"
+            of = f"active in {n} different windows of {len(self.grid):,}"
+            return f"{of}, fewer than {least} (min_windows)"
         if self.busy.all():
             return "active in every window"
         return ""
@@ -176,17 +172,27 @@ class _Cut:
             chosen[order[0]] ^= True
         return chosen
 
-    def sample(self, explainer: bool, sampler: Sampler, n: int) -> NDArray[np.int64]:
-        """Some of one side's places in `active`, in random order."""
+    def activating(
+        self, explainer: bool, sampler: Sampler, n: int, tokenizer: PreTrainedTokenizerBase
+    ) -> list[Example]:
+        """Activating windows of one side, in random order."""
         side = np.flatnonzero(self.explainers == explainer)
         n = min(n, len(side))
         top = {"top": n, "mix": n // 5}.get(sampler, 0)
-        strongest, rest = side[len(side) - top :], side[: len(side) - top]
+        strongest, rest = side[: -top - 1 : -1], side[: len(side) - top]
         rest = self.random.permutation(rest)
-        if sampler != "random":
+        if sampler == "top":
+            rest = rest[np.argsort(-rest)]
+        elif sampler != "random":
             # A first of each quantile, then a second of each, ...
             rest = rest[np.argsort(_turns(self.quantiles[rest]), kind="stable")]
-        return self.random.permutation(np.concatenate([strongest, rest[: n - top]]))
+        found: list[Example] = []
+        for place in np.concatenate([strongest, rest]).tolist():
+            if len(found) == n:
+                break
+            quantile = int(self.quantiles[place])
+            self._add(found, int(self.active[place]), tokenizer, "activating", quantile)
+        return self._shuffled(found)
 
     def silent(
         self,
@@ -198,56 +204,52 @@ class _Cut:
     ) -> list[Example]:
         """Silent windows of one side, all of different texts, in random order."""
         free = self._side(explainer) & ~self.busy
-        kinds: list[tuple[int, Kind]] = []
+        found: list[Example] = []
 
         def take(windows: NDArray[np.int64], kind: Kind, most: int) -> None:
-            taken = 0
             for window in windows.tolist():
+                if len(found) >= most:
+                    return
                 text = self.grid.texts[window]
-                if free[text] and taken < most:
+                if free[text]:
                     free[text] = False
-                    kinds.append((window, kind))
-                    taken += 1
+                    self._add(found, window, tokenizer, kind)
 
-        wanted = round(n * self.sampling.hard) if hard is not None else 0
-        if hard is not None and wanted:
-            neighbours = wanted - wanted // 2
-            if hard.embedder is None:
-                neighbours = wanted
+        if hard is not None:
+            wanted = round(n * self.sampling.hard)
+            neighbours = wanted if hard.embedder is None else wanted - wanted // 2
             take(hard.neighbouring(self.latent, free, neighbours), "neighbour", neighbours)
-            take(hard.similar(texts, free, wanted - len(kinds)), "similar", wanted - len(kinds))
-        some = self.random.permutation(np.flatnonzero(free))[: n - len(kinds)]
-        take(self.grid.first[some], "random", n - len(kinds))
-        order = self.random.permutation(len(kinds))
-        return [self._window(kinds[i][0], tokenizer, kinds[i][1]) for i in order]
+            take(hard.similar(texts, free, wanted - len(found)), "similar", wanted)
+        some = self.random.permutation(np.flatnonzero(free))
+        take(self.grid.first[some], "random", n)
+        return self._shuffled(found)
 
     def _side(self, explainer: bool) -> NDArray[np.bool_]:
         """Of each different text, whether it would be this side's if silent."""
         keys = mixed(self.grid.hashes[self.grid.first] ^ self.mask)
         return (keys < np.uint64(self.share * 2.0**64)) == explainer
 
-    def example(self, place: int, tokenizer: PreTrainedTokenizerBase) -> Example:
-        """The activating window at a place in `active`."""
-        quantile = int(self.quantiles[place])
-        return self._window(int(self.active[place]), tokenizer, "activating", quantile)
-
-    def _window(
+    def _add(
         self,
+        found: list[Example],
         window: int,
         tokenizer: PreTrainedTokenizerBase,
         kind: Kind,
         quantile: int | None = None,
-    ) -> Example:
+    ) -> None:
+        """Add a window as an example, unless its text was drawn already.
+
+        Other tokens may make the same text, where a window begins within a word.
+        """
         row = int(self.grid.rows[window])
         start, stop = int(self.grid.starts[window]), int(self.grid.stops[window])
         begin, end = self.cache.rows[row : row + 2].tolist()
-        first = max(begin, start - AROUND)
-        ids = self.cache.tokens[first : min(end, stop + AROUND)].tolist()
+        tokens = self.cache.tokens[begin:end].tolist()
         activations = np.zeros(stop - start, np.float32)
         low, high = np.searchsorted(self.positions, [start, stop])
         activations[self.positions[low:high] - start] = self.values[low:high]
-        pieces = window_pieces(tokenizer, ids, start - first, stop - first)
-        return Example(
+        pieces = window_pieces(tokenizer, tokens, start - begin, stop - begin)
+        example = Example(
             pieces=pieces,
             activations=tuple(_at_pieces(pieces, activations)),
             kind=kind,
@@ -255,6 +257,12 @@ class _Cut:
             row=row,
             start=start - begin,
         )
+        if example.text not in self._drawn:
+            self._drawn.add(example.text)
+            found.append(example)
+
+    def _shuffled(self, examples: list[Example]) -> list[Example]:
+        return [examples[i] for i in self.random.permutation(len(examples))]
 
 
 def _turns(groups: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 AROUND = 4
-"""Tokens before and after a window that are decoded with it: a character has four bytes at most,
+"""Tokens before and after a window that are decoded with it, as a character has four bytes at most,
 and many tokenizers drop the space before the first token."""
 
 
@@ -20,17 +20,21 @@ def window_pieces(
     A character of several tokens stands with the first of them, and with the window that one is in;
     the others have no text. So the windows of a row, joined, are the row's text.
     """
-    first = max(start - AROUND, 0)
-    pieces = token_pieces(tokenizer, row[first : stop + AROUND])
+    first, last = max(start - AROUND, 0), min(stop + AROUND, len(row))
+    # A run of bytes, cut within a character, would come out broken as a whole (Llama 2, Gemma).
+    while first > 0 and _BROKEN in _decoded(tokenizer, [row[first]]):
+        first -= 1
+    while last < len(row) and _BROKEN in _decoded(tokenizer, [row[last - 1]]):
+        last += 1
+    pieces = token_pieces(tokenizer, row[first:last])
     return tuple(pieces[start - first : stop - first])
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text of each token; joined, they are what the tokens decode to together."""
-    ids = [int(i) for i in ids]
     whole = _decoded(tokenizer, ids)
     single = [_decoded(tokenizer, [i]) for i in ids]
-    if "�" not in whole and "".join(single) == whole:
+    if _BROKEN not in whole and "".join(single) == whole:
         return single
     pieces = [""] * len(ids)
     done, begun = 0, None  # characters handed out; the token that began one not whole yet
@@ -49,11 +53,14 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list
     return pieces
 
 
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
 def _common(one: str, other: str) -> int:
     """How many characters both begin with."""
     differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))
 
 
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return cast(str, tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return cast(str, tokenizer.decode(list(map(int, ids)), clean_up_tokenization_spaces=False))
