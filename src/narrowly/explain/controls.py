@@ -79,8 +79,11 @@ def with_controls(
 
     Returns:
         A result per item, in order; `controls` holds the value under "random" and "shuffled" where
-        the item was drawn for them and they could be scored.
+        the item was drawn for them and they could be scored; a scorer that reads no explanation
+        has none.
     """
+    if not scorer.explained:
+        return scorer.score(items, reader)
     rng = random.Random(f"controls/{seed}")
     chosen = sorted(rng.sample(range(len(items)), min(most, len(items))))
     controls: list[tuple[int, str, Item]] = []

@@ -104,7 +104,7 @@ def of_words(
 def near(active: Bool[np.ndarray, " words"], before: int = 2) -> Bool[np.ndarray, " words"]:
     """The active words and up to `before` words ahead of each."""
     result = active.copy()
-    for distance in range(1, before + 1):
+    for distance in range(1, min(before, len(active) - 1) + 1):
         result[:-distance] |= active[distance:]
     return result
 

@@ -142,7 +142,7 @@ def _phrases(activating: Sequence[_Window], silent: Sequence[_Window]) -> list[_
                         phrase.ahead.add(number)
     phrases = list(known.values())
     counts = np.array([[len(p.activating), len(p.silent)] for p in phrases], dtype=float)
-    weights, zs = _log_odds(*counts.T, len(activating), len(silent))
+    weights, zs = _log_odds(counts[:, 0], counts[:, 1], len(activating), len(silent))
     for phrase, weight, z in zip(phrases, weights.tolist(), zs.tolist(), strict=True):
         phrase.weight, phrase.z = weight, z
     return phrases

@@ -26,8 +26,12 @@ from narrowly.explain.words import (
 )
 
 _QUOTED = re.compile(r"“([^”]+)”|\"([^\"]+)\"|(?<!\w)'([^']+)'(?!\w)|«([^»]+)»|`([^`]+)`")
-_AFTER = re.compile(r"\b(?:after|following|follows)\b", re.IGNORECASE)
+_AFTER = re.compile(r"\b(right |just |directly )?(?:after|following|follows)\b", re.IGNORECASE)
 _AGAINST = re.compile(r"\b(?:silent|not|never|unlike|without|except)\b", re.IGNORECASE)
+
+
+RIGHT_AFTER, FAR = 2, 10**6
+"""Words that "right after" and "after" reach."""
 
 
 @READERS.register("lexical")
@@ -58,7 +62,8 @@ class Lexical(BaseModel):
     def simulate(self, pairs: Sequence[tuple[Explanation, Passage]]) -> list[list[float] | None]:
         """The weights of phrases that speak for activation, the largest as 10, where they stand.
 
-        Of an explanation that says "after", on all that follows a phrase.
+        Of an explanation that says "right after", on two words more; of one that says "after", on
+        all that follows.
         """
         expected: list[list[float] | None] = []
         for explanation, passage in pairs:
@@ -70,10 +75,8 @@ class Lexical(BaseModel):
             values = np.zeros(len(passage.pieces))
             for first, stop, phrase in find_phrases(words, known.weights):
                 if known.weights[phrase] > 0:
-                    begin, end = words[first].start, words[stop - 1].stop
-                    over = (stops > begin) & (starts < end)
-                    if known.after:
-                        over = starts >= end
+                    last = min(stop + known.reach, len(words)) - 1
+                    over = (stops > words[first].start) & (starts < words[last].stop)
                     values[over] = np.maximum(values[over], 10 * known.weights[phrase] / largest)
             expected.append(values.tolist())
         return expected
@@ -120,7 +123,9 @@ class Lexical(BaseModel):
             weights = dict.fromkeys(content_words(explanation.text), 1.0)
         folded = {" ".join(words_of(phrase)): weight for phrase, weight in weights.items()}
         folded.pop("", None)
-        return _Rule(folded, any_text, after=bool(_AFTER.search(explanation.text)))
+        after = _AFTER.search(explanation.text)
+        reach = 0 if not after else RIGHT_AFTER if after[1] else FAR
+        return _Rule(folded, any_text, reach)
 
 
 @dataclass(frozen=True)
@@ -129,21 +134,21 @@ class _Rule:
     """Phrases, of words joined by single spaces, and how many nats each speaks for activation."""
     any_text: float
     """Nats before any phrase is found."""
-    after: bool
-    """The latent is active after the phrases rather than on them."""
+    reach: int
+    """On how many words after a phrase the latent is active too."""
 
 
 def _odds(rule: _Rule, passage: Passage) -> float:
     """Log odds that the passage fits, or the marks in it.
 
     Every phrase counts once. With marks, a phrase that speaks for activation counts where a mark
-    touches it or follows at once; or, of an explanation that says "after", follows at all.
+    touches it or follows within two words; of an explanation that says "after", follows at all.
     """
     words = split_words(passage.text)
     touched = np.ones(len(words), dtype=bool)
     if passage.marked is not None:
         marked = of_words(words, passage.pieces, passage.marked) > 0
-        touched = near(marked, len(words) if rule.after else 2)
+        touched = near(marked, min(max(rule.reach, RIGHT_AFTER), len(words)))
     found = {
         phrase
         for first, stop, phrase in find_phrases(words, rule.weights)
@@ -154,10 +159,10 @@ def _odds(rule: _Rule, passage: Passage) -> float:
 
 def _bag(passage: Passage) -> set[str]:
     words = split_words(passage.text)
-    chosen = np.ones(len(words), dtype=bool)
-    if passage.marked is not None and any(passage.marked):
-        chosen = of_words(words, passage.pieces, passage.marked) > 0
-    return {w.text for w, take in zip(words, chosen, strict=True) if take and w.text not in COMMON}
+    if passage.marked is None or not any(passage.marked):
+        return {word.text for word in words if word.text not in COMMON}
+    marked = of_words(words, passage.pieces, passage.marked) > 0
+    return {word.text for word, here in zip(words, marked, strict=True) if here}
 
 
 def _least_alike(bags: Sequence[set[str]], rarity: dict[str, float]) -> int:

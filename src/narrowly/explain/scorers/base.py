@@ -32,6 +32,8 @@ class Scorer(ABC, BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     name: ClassVar[str]
+    explained: ClassVar[bool] = True
+    """Whether the explanation matters; where not, control explanations say nothing."""
 
     seed: int = 0
 

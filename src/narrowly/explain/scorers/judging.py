@@ -79,23 +79,22 @@ def _result(
         auroc=area.value if area else None,
         scored=len(read),
         unparsed=len(judged) - len(read),
-        groups=_counts(judged, answers),
+        groups=counted(
+            [j.group for j in judged], [None if a is None else a > 0.5 for a in answers]
+        ),
         detail={"auroc low": area.low, "auroc high": area.high} if area else {},
         note="" if accuracy else _why_not(judged, read),
     )
 
 
-def _counts(judged: Sequence[Judged], answers: Sequence[float | None]) -> dict[str, Counts]:
-    said = Counter(
-        (j.group, "unparsed" if answer is None else "yes" if answer > 0.5 else "no")
-        for j, answer in zip(judged, answers, strict=True)
-    )
-    groups = sorted({j.group for j in judged}, key=_natural)
+def counted(groups: Sequence[str], said: Sequence[bool | None]) -> dict[str, Counts]:
+    """How often yes and no were said in each group, quantiles first; None was not read."""
+    counts = Counter(zip(groups, said, strict=True))
     return {
         group: Counts(
-            yes=said[group, "yes"], no=said[group, "no"], unparsed=said[group, "unparsed"]
+            yes=counts[group, True], no=counts[group, False], unparsed=counts[group, None]
         )
-        for group in groups
+        for group in sorted(set(groups), key=_natural)
     }
 
 
@@ -109,7 +108,5 @@ def _why_not(judged: Sequence[Judged], read: Sequence[tuple[Judged, float]]) -> 
         if not any(j.fits == fits for j in judged):
             return f"no {kind} example to score"
         if not any(j.fits == fits for j, _ in read):
-            return f"no judgment of an {kind} example could be read".replace(
-                "an silent", "a silent"
-            )
+            return f"of the {kind} examples no judgment could be read"
     return ""
