@@ -79,7 +79,7 @@ def test_marks_stand_around_runs_and_not_around_white_space():
     [[fits]] = llm.judge([Question("Q?", CATS, (marked,))])
     assert fits == 1.0
     assert r" cout < < <<a cat\n.>>" in llm.chat.prompts[0]
-    assert "between << and >>" in llm.chat.prompts[0]
+    assert "Marks are << and >>." in llm.chat.prompts[0]
 
 
 def test_what_prompts_share_stands_first():
