@@ -133,9 +133,10 @@ def down_projection(model: nn.Module, layer: int) -> _Down:
     modules = {name: module for name, module in block.module.named_modules() if name}
     handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     try:
-        token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+        # Several: the embedding of one that pads may be zero, and then all modules give the same.
+        tokens = torch.arange(8, device=next(model.parameters()).device)[None]
         with eval_mode(model):
-            model(input_ids=token, use_cache=False)
+            model(input_ids=tokens, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
