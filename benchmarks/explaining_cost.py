@@ -176,7 +176,7 @@ def markdown(record: dict[str, Any]) -> str:
         "mean of "
         f"{record['settings']['latents']} latents.",
         "",
-        f"## As published: {PER_PROMPT} contexts in a prompt, so as accurate for any reader",
+        f"## {PER_PROMPT} contexts in a prompt, as published: equal accuracy where errors depend on that alone",
         "",
         "| scorer | sent | of it shared with the prompt before | received | published: sent | "
         "shared | received | all, of published | sent and not shared, of published |",

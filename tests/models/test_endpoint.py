@@ -182,10 +182,33 @@ def test_nothing_there(tmp_path):
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x"])
-def test_a_url_is_a_web_address(url):
-    with pytest.raises(NarrowlyError, match=r"model\.url: a URL begins with http"):
-        chat_model("m", url)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"url": "localhost:8000"}, r"model\.url: a URL begins with http"),
+        ({"url": "ftp://x"}, r"model\.url: a URL begins with http"),
+        ({"url": "http://me:secret@x"}, r"model\.url: leave the password out"),
+        ({"key_env": KEY}, r"model\.key_env: the name of an environment variable .* not the key"),
+        ({"budget": 3}, "Did you mean 'budget_"),
+        ({"concurrency": 0}, r"model\.concurrency"),
+    ],
+)
+def test_settings_are_checked(fields, message):
+    with pytest.raises(NarrowlyError, match=message) as error:
+        chat_model("m", **{"url": "http://localhost:1/v1", **fields})
+    assert "secret" not in str(error.value)
+
+
+def test_equal_settings_share_one_endpoint_and_its_budget(tmp_path):
+    with Server() as server:
+        fields = {"cache": str(tmp_path), "budget_requests": 3}
+        one, other = (chat_model("m", server.url, **fields) for _ in range(2))
+        assert one is other and chat_model(one) is one
+        assert chat_model("m", server.url, cache=str(tmp_path)) is not one
+        one.ask(requests(2))
+        with pytest.raises(BudgetError):
+            other.ask(requests(4))
+    assert len(server.asked) == 3
 
 
 def test_a_field_the_server_does_not_take_is_left_out(tmp_path, caplog):
@@ -285,6 +308,22 @@ def test_it_works_within_a_running_loop_and_from_several_threads(tmp_path):
         for thread in threads:
             thread.join()
         assert all(reply.cached for reply in model.ask(requests(20)))
+
+
+def test_an_error_within_a_reply_is_tried_again(tmp_path):
+    def behave(asked):
+        return "echo" if asked.number else chat("half a", asked, finish_reason="error")
+
+    with Server(behave) as server:
+        [reply] = endpoint(server, tmp_path).ask(requests(1))
+    assert reply.text == "reply to: question 0" and not reply.cut
+
+
+def test_a_reply_that_hit_its_limit_says_so(tmp_path):
+    with Server(lambda asked: chat("half a", asked, finish_reason="length")) as server:
+        for _ in range(2):
+            [reply] = endpoint(server, tmp_path).ask(requests(1))
+            assert reply.text == "half a" and reply.cut
 
 
 def test_a_damaged_file_of_replies_is_named(tmp_path):

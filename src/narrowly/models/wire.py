@@ -88,6 +88,8 @@ def read_chat(content: Any) -> Reply:
         )
         if text is not None and not isinstance(text, str):
             raise TypeError
+        if finish == "error":  # OpenRouter, where the model's own server broke off
+            raise ValueError
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise RequestError(
             f"not a chat completion: {_short(json.dumps(content))}", retry=True

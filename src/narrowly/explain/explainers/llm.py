@@ -72,7 +72,7 @@ class LLM(Explainer):
     examples: PositiveInt = 40
     """Activating examples shown at most."""
     max_tokens: PositiveInt = 400
-    """Of a reply; `settings: {thinking_tokens: ...}` adds to it for models that think."""
+    """Of a reply."""
     settings: dict[str, Any] = Field(default={})
     """Further fields of `models.endpoint.Endpoint` or `models.local_chat.LocalChat`."""
     progress: bool = True
@@ -173,7 +173,10 @@ def _read(reply: Reply, by: str) -> Explanation | str:
     if reply.text is None:
         return f"the model did not answer: {reply.error}"
     if reply.cut:
-        return "the reply broke off at its limit of tokens (raise `max_tokens`)"
+        return (
+            "the reply broke off at its limit of tokens: raise `max_tokens`, or, for a model that "
+            "thinks before it answers, `settings: {thinking_tokens: ...}`"
+        )
     found = _LABELLED.findall(reply.said)
     text = clean(found[-1]).strip("*_` ") if found else ""
     if text[:1] == text[-1:] == '"' and text.count('"') == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
@@ -14,7 +15,9 @@ from narrowly.explain.readers.base import READERS, Passage, Question
 from narrowly.explain.readers.parsing import choice, probabilities, simulated, verdicts
 from narrowly.explain.record import Explanation
 from narrowly.explain.showing import CLOSE, OPEN, clean, marked_line, one_line
-from narrowly.models.chat import ChatModel, Request, chat_model
+from narrowly.models.chat import ChatModel, Reply, Request, chat_model
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -185,8 +188,16 @@ class LLM(BaseModel):
             ]
         )
 
-    def _ask(self, requests: Sequence[Request], what: str) -> list[Any]:
-        return self.chat.ask(requests, what if self.progress else None)
+    def _ask(self, requests: Sequence[Request], what: str) -> list[Reply]:
+        replies = self.chat.ask(requests, what if self.progress else None)
+        if cut := sum(reply.cut for reply in replies):
+            logger.warning(
+                "%d of %d replies broke off at their limit of tokens; a model that thinks before "
+                "it answers needs `settings: {thinking_tokens: ...}`",
+                cut,
+                len(replies),
+            )
+        return replies
 
     def _likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
         return self.chat.likelihoods(pairs, "reading" if self.progress else None)
