@@ -7,8 +7,7 @@ import { List } from "./list.js";
 
 const state = { recipe: null, live: false, note: null };
 const list = new List(open);
-const view = new ConceptView(open);
-view.onWord = word;
+const view = new ConceptView((name) => list.get(name)?.verdict?.value ?? "broken", word);
 
 async function refresh() {
   const answer = await api.concepts();

@@ -18,15 +18,16 @@ export function endsOf(detail) {
     if (!explained.has(where))
       for (const sign of [1, -1])
         ends.push({ key: `${where}${sign}`, site: reading.site, direction: reading.direction, sign, twoEnded: true, reading });
-  return ends;
+  const place = (end) => `${end.site} ${end.direction} ${end.twoEnded ? "" : end.key}`;
+  return ends.sort((a, b) => place(a).localeCompare(place(b), "en", { numeric: true }) || b.sign - a.sign);
 }
 
 const together = (a, b) => a.site === b.site && a.direction === b.direction && (a.twoEnded || a.key === b.key);
 export const endName = (end) => (!end.twoEnded ? "Latent" : end.sign > 0 ? "High end" : "Low end");
 
 export class ConceptView {
-  constructor(open) {
-    this.open = open;
+  constructor(verdictOf, onWord) {
+    Object.assign(this, { verdictOf, onWord });
     this.held = "all";
     this.preferred = new Map(); // the end that was last looked at, by concept
   }
@@ -202,7 +203,7 @@ export class ConceptView {
 
   #windows() {
     const { end } = this;
-    if (!end.latent) return [block("Where it is highest".replace("highest", end.sign > 0 ? "highest" : "lowest"), "The projection at each peak; one window per row of text.", ...readWindows(end))];
+    if (!end.latent) return [block(`Where it is ${end.sign > 0 ? "highest" : "lowest"}`, "The projection at each peak; one window per row of text.", ...readWindows(end))];
     const held = (value, label, title) => h("button", { type: "button", "aria-pressed": String(this.held === value), title, onclick: () => { this.held = value; active.replaceChildren(...activeWindows(end, this.examples, value)); for (const b of choice.children) b.setAttribute("aria-pressed", String(b.dataset.held === value)); }, "data-held": value }, label);
     const choice = h("div", { class: "chips", role: "group", "aria-label": "Which windows" }, held("all", "all", "Every window kept"), held("unseen", "held out", "Windows that only the scorers used"), held("seen", "seen by the explainer", "Windows that the explainer saw"));
     const active = h("div", { class: "windows-of" }, activeWindows(end, this.examples, this.held));
@@ -269,7 +270,7 @@ export class ConceptView {
         block(
           "Nearest concepts",
           null,
-          h("ul", { class: "nearest" }, nearest.map((near) => h("li", {}, h("a", { href: `#${near.name}`, title: `at ${place(near.site)}` }, near.name), h("span", {}, signed(near.cosine))))),
+          h("ul", { class: "nearest" }, nearest.map((near) => h("li", {}, h("span", { class: `mark ${this.verdictOf(near.name)}` }), h("a", { href: `#${near.name}`, title: `at ${place(near.site)}` }, near.name), h("span", {}, signed(near.cosine))))),
         ),
       block(
         "Where it comes from",

@@ -14,34 +14,38 @@ export function marked(pieces, values, most, told = (value) => number(value)) {
     const value = values[i];
     if (!piece || !value) return visible(piece);
     const strength = Math.min(Math.abs(value) / (most || 1), 1);
-    return h(
+    const space = /^ */.exec(piece)[0]; // unmarked, or a line would end in the colour of the next
+    const word = h(
       "mark",
       { class: value > 0 ? "plus" : "minus", "data-tip": told(value, i), vars: { "--a": strength.toFixed(3) } },
-      visible(piece),
+      visible(piece.slice(space.length) || piece),
     );
+    return piece.length > space.length ? [space, word] : word;
   });
   return h("span", { class: "text", dir: "auto" }, nodes);
 }
+
+const height = (value) => fixed(value, Math.abs(value) < 10 ? 2 : Math.abs(value) < 100 ? 1 : 0);
 
 function line(example, end, most) {
   return h(
     "li",
     { class: "window", tabindex: "-1" },
-    h("span", { class: "peak", title: `peak ${number(example.peak)}, row ${example.row}, token ${example.start}` }, example.peak ? number(example.peak) : ""),
+    h("span", { class: "peak", title: `peak ${number(example.peak)}, row ${example.row}, token ${example.start}` }, example.peak ? height(example.peak) : ""),
     marked(example.pieces, example.activations.map((a) => a * end.sign), most, (value) => number(Math.abs(value), 4)),
     example.seen && h("span", { class: "seen", title: "The explainer saw this window; the scorers did not." }, "seen"),
   );
 }
 
 // The first few of a list, and a button for the rest.
-function some(items, few, draw, what) {
+function some(items, few, draw) {
   const list = h("ol", { class: "windows" }, items.slice(0, few).map(draw));
   if (items.length <= few) return [list];
-  const more = h(
-    "button",
-    { type: "button", class: "plain more", onclick: () => { list.append(...items.slice(few).map(draw)); more.remove(); } },
-    `${plural(items.length - few, "more window").replace(/windows?$/, what)}`,
-  );
+  const rest = () => {
+    list.append(...items.slice(few).map(draw));
+    more.remove();
+  };
+  const more = h("button", { type: "button", class: "plain more", onclick: rest }, `${count(items.length - few)} more`);
   return [list, more];
 }
 
@@ -67,7 +71,7 @@ export function activeWindows(end, examples, held) {
       "section",
       { class: "quantile" },
       h("h4", {}, q === null ? "active" : `q${q}`, which && h("span", {}, ` ${which}`)),
-      h("div", {}, ...some(windows, q === top ? 5 : 2, (e) => line(e, end, most), "")),
+      h("div", {}, ...some(windows, q === top ? 5 : 2, (e) => line(e, end, most))),
     );
   });
 }
@@ -80,7 +84,7 @@ export function silentWindows(end, examples) {
       "section",
       { class: "quantile silent", "data-kind": kind },
       h("h4", { title: about }, title, h("span", {}, ` ${count(windows.length)}`)),
-      h("div", {}, ...some(windows, 3, (e) => line(e, end, 1), "")),
+      h("div", {}, ...some(windows, 3, (e) => line(e, end, 1))),
     );
   });
 }
@@ -88,16 +92,16 @@ export function silentWindows(end, examples) {
 // What `narrowly find` read, where nothing was explained: one peak per window.
 export function readWindows(end) {
   const contexts = end.sign > 0 ? end.reading.highest : end.reading.lowest;
-  const height = (c) => end.sign * (c.projection - end.reading.centre);
-  const most = Math.max(...contexts.map(height), 1e-9);
+  const above = (c) => end.sign * (c.projection - end.reading.centre);
+  const most = Math.max(...contexts.map(above), 1e-9);
   const draw = (c) =>
     h(
       "li",
       { class: "window", tabindex: "-1" },
-      h("span", { class: "peak", title: `row ${c.row}, token ${c.token}` }, fixed(c.projection)),
-      marked([c.before, c.peak, c.after], [0, end.sign * Math.max(height(c), most / 4), 0], most, () => fixed(c.projection, 3)),
+      h("span", { class: "peak", title: `row ${c.row}, token ${c.token}` }, height(c.projection)),
+      marked([c.before, c.peak, c.after], [0, end.sign * Math.max(above(c), most / 4), 0], most, () => fixed(c.projection, 3)),
     );
-  return some(contexts, 8, draw, "");
+  return some(contexts, 8, draw);
 }
 
 // How often it is how active; counts on a logarithmic scale, for they span orders of magnitude.
@@ -172,7 +176,7 @@ export function promoted(end) {
           h(
             "li",
             { vars: { "--w": `${((100 * Math.abs(logit)) / most).toFixed(1)}%` } },
-            h("bdi", {}, visible(token)),
+            h("bdi", {}, token.startsWith(" ") && h("i", {}, "·"), visible(token.replace(/^ (?=.)/, ""))),
             h("span", {}, signed(logit * end.sign, 1)),
           ),
         ),

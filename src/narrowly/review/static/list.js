@@ -1,6 +1,6 @@
 // The list: filtered, sorted, and drawn only where it is seen, so that thousands stay smooth.
 
-import { byId, count, h, number, places } from "./dom.js";
+import { byId, count, fixed, h, number, places } from "./dom.js";
 
 const ROW = 58; // as in page.css
 const SPARE = 6;
@@ -138,7 +138,7 @@ export class List {
       if ((x ?? null) === null || (y ?? null) === null) return ((x ?? null) === null) - ((y ?? null) === null) || compare(a.name, b.name);
       return way * (typeof x === "number" ? x - y : compare(x, y)) || compare(a.name, b.name);
     });
-    this.score = score;
+    this.score = score ?? (this.all.some((c) => c.scores && "detection" in c.scores) ? "detection" : null);
     byId("order").textContent = descending ? "↓" : "↑";
     byId("order").title = descending ? "Largest first" : "Smallest first";
     byId("floor").parentElement.hidden = !score;
@@ -192,7 +192,7 @@ export class List {
       },
       h("span", { class: `mark ${concept.verdict?.value ?? "broken"}`, role: "img", "aria-label": concept.verdict?.value ?? "cannot be read" }),
       h("span", { class: "name" }, concept.name),
-      h("span", { class: "value" }, value === null || value === undefined ? "" : number(value)),
+      h("span", { class: "value", title: this.score?.replaceAll("_", " ") }, value === null || value === undefined ? "" : Math.abs(value) < 10 ? fixed(value) : number(value)),
       h("span", { class: `about${concept.explanation || concept.problem ? "" : " unexplained"}`, dir: "auto" }, about),
     );
   }

@@ -104,7 +104,7 @@ export function confusion(scores) {
         "thead",
         {},
         h("tr", {}, h("td", {}), actives > 0 && h("th", { colspan: actives, scope: "colgroup" }, "active, strongest first"), groups.length > actives && h("th", { colspan: groups.length - actives, scope: "colgroup" }, "silent")),
-        h("tr", {}, h("td", {}), groups.map((g) => h("th", { scope: "col", title: g }, { random: "rand", similar: "alike", neighbour: "near" }[g] ?? g))),
+        h("tr", {}, h("td", {}), groups.map((g) => h("th", { scope: "col", title: g, class: isActive(g) ? null : "silent" }, { random: "any", similar: "alike", neighbour: "near" }[g] ?? g))),
       ),
       h("tbody", {}, judged.map(([name, s]) => h("tr", {}, h("th", { scope: "row" }, name), groups.map((g) => cell(g, s.groups[g]))))),
     ),

@@ -8,7 +8,7 @@ const PAUSE = 200; // milliseconds without a key before the model reads
 let kept = ""; // the same text is tried on one concept after the other
 
 export function typed(view) {
-  const field = h("textarea", { id: "typed", rows: 2, dir: "auto", spellcheck: "false", placeholder: "Try your own text (t)", "aria-label": "Your own text", maxlength: 20000 });
+  const field = h("textarea", { id: "typed", rows: 1, dir: "auto", spellcheck: "false", placeholder: "Try your own text (t)", "aria-label": "Your own text", maxlength: 20000 });
   const shown = h("div", { class: "shown", id: "typed-shown", "aria-live": "polite" });
   const state = { answer: null, timer: null, aborted: null };
   field.value = kept;
