@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from rich.console import Console
-from rich.progress import Progress
 
 from narrowly.activations import OpenModel, open_model
 from narrowly.concepts import Concept, load_concepts, promoted_tokens
@@ -94,7 +93,8 @@ def explain(
     given = {key: value for key, value in defaults.items() if value is not None}
     scorers = [make_scorer(item, **given) for item in recipe.scorers]
     concepts = concepts_of(recipe, opened)
-    text = Text(opened, _rows(recipe, opened), embedder)
+    rows = reading_rows(recipe.data, opened.tokenizer, recipe.limit, recipe.max_length)
+    text = Text(opened, rows, embedder)
     shared = _settings(recipe, text)
     settings = {concept.name: _with_person(shared, concept) for concept in concepts}
     folder = Path(recipe.concepts)
@@ -111,14 +111,15 @@ def explain(
     chosen = random.Random(recipe.seed).sample(names, min(recipe.controls, len(names)))
     prompts = _prompts(recipe) if recipe.strengths else []
     bench = _Bench(recipe, opened, explainers, reader, scorers, frozenset(chosen), prompts)
-    with Progress(console=console, disable=not (recipe.progress and left)) as bar:
-        task = bar.add_task("explaining", total=len(left))
-        for start in range(0, len(left), CHUNK):
-            chunk = left[start : start + CHUNK]
-            for explained in _explain(chunk, subjects, bench, settings):
-                explained.save(folder)
-                _tell(folder, explained)
-                bar.advance(task)
+    begun = time.monotonic()
+    for start in range(0, len(left), CHUNK):
+        chunk = left[start : start + CHUNK]
+        for explained in _explain(chunk, subjects, bench, settings):
+            explained.save(folder)
+            _tell(folder, explained)
+        done = start + len(chunk)
+        rest = (time.monotonic() - begun) / done * (len(left) - done)
+        say(f"explained {done} of {len(left)}, about {rest:.0f} s left", highlight=False)
     baselines: dict[str, list[ScoreResult]] = {}
     for name, found in (baselines_of(concepts, text, recipe) if recipe.baselines else {}).items():
         say(f"baseline: {name}")
@@ -142,18 +143,6 @@ def _named(recipe: ExplainRecipe) -> str:
             "those of each in a folder of their own."
         )
     return names.pop()
-
-
-def _rows(recipe: ExplainRecipe, opened: OpenModel) -> Dataset:
-    rows = reading_rows(recipe.data, opened.tokenizer, recipe.limit, recipe.max_length)
-    if recipe.positions == "answer":
-        return rows
-    return Dataset.from_dict(
-        {
-            "input_ids": rows["input_ids"],
-            "labels": [[-100, *ids[1:]] for ids in rows["input_ids"]],
-        }
-    )
 
 
 def _settings(recipe: ExplainRecipe, text: Text) -> str:

@@ -21,10 +21,11 @@ class ExplainRecipe(BaseModel):
         latents: of the autoencoder: which, or how many of them drawn at random.
         model: the model; the one the concepts were found on unless given.
         data: texts or chats to read the concepts on.
-        positions: which tokens of chats are read: those of "answer"s, or "all". Of texts, all.
+        positions: which tokens of chats are read: "all", or those of each "answer".
         limit: read the first so many rows only.
         max_length: tokens of a row; what is longer is cut off.
-        sites: "middle": a concept at several sites is explained at the middle one; or "all".
+        sites: "middle": a concept at several sites is explained at the middle one; "all"; or the
+            names of some.
         sampling: how examples are drawn (`examples.Sampling`).
         explainers: the first is in use; the others are scored beside it.
         refine: how often the explainers see a reader's mistakes, on examples that are not scored.
@@ -48,10 +49,10 @@ class ExplainRecipe(BaseModel):
     latents: PositiveInt | list[int] = 100
     model: str | None = None
     data: str
-    positions: Literal["answer", "all"] = "answer"
+    positions: Literal["all", "answer"] = "all"
     limit: PositiveInt | None = None
     max_length: PositiveInt = 1024
-    sites: Literal["middle", "all"] = "middle"
+    sites: Literal["middle", "all"] | list[str] = "middle"
     sampling: Sampling = Sampling()
     explainers: list[Entry] = Field(default=[{"lexical": {}}], min_length=1)
     refine: int = Field(default=0, ge=0)

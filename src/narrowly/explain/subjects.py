@@ -61,6 +61,7 @@ class Text:
             self.opened,
             self.rows,
             folder,
+            positions=recipe.positions,
             batch_tokens=recipe.batch_tokens,
             progress=f"reading {what}" if recipe.progress else None,
         )
@@ -114,8 +115,7 @@ def subjects_of(
     work = Path(recipe.concepts) / WORK
     latents = {c.name: known for c in concepts if (known := latent_of(c)) is not None}
     read: list[Subject] = []
-    directions = [_middle(c) if recipe.sites == "middle" else c for c in concepts]
-    directions = [concept for concept in directions if concept.name not in latents]
+    directions = [_at(c, recipe.sites) for c in concepts if c.name not in latents]
     if directions:
         read += text.read(DirectionSource(directions), work / "directions", recipe)
     for at in _autoencoders([c for c in concepts if c.name in latents], text.opened.model, recipe):
@@ -156,7 +156,7 @@ def baselines_of(
             [at] = place(text.opened.model, [control])
             source: Source = SAESource(at)
         else:
-            site = str(_middle(concepts[0]).subspaces.popitem()[0])
+            [site, *_] = _at(concepts[0], recipe.sites).subspaces
             if not site.startswith("layer:"):
                 raise NarrowlyError(f"baselines: neurons need concepts at a layer, not {site}.")
             source = NeuronSource(text.opened.model, int(site.removeprefix("layer:")))
@@ -167,10 +167,18 @@ def baselines_of(
     return found
 
 
-def _middle(concept: Concept) -> Concept:
-    sites = list(concept.subspaces)
-    middle = sites[len(sites) // 2]
-    return concept.model_copy(update={"subspaces": {middle: concept.subspaces[middle]}})
+def _at(concept: Concept, sites: str | list[str]) -> Concept:
+    """The concept at the sites where it is explained."""
+    known = list(concept.subspaces)
+    if sites == "all":
+        return concept
+    asked = [known[len(known) // 2]] if isinstance(sites, str) else list(map(str, sites))
+    if not set(asked) & set(known):
+        raise NarrowlyError(
+            f"sites: {concept.name} is not at {', '.join(asked)}, only at {', '.join(known)}."
+        )
+    kept = {site: subspace for site, subspace in concept.subspaces.items() if site in asked}
+    return concept.model_copy(update={"subspaces": kept})
 
 
 def _autoencoders(
