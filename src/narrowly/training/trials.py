@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from narrowly.activations import LanguageModel, Pair, open_pair
-from narrowly.concepts import find, load_concepts, save_concepts
+from narrowly.concepts import Concept, find, load_concepts, save_concepts
 from narrowly.concepts.finder import ChatsLike
 from narrowly.data import collate, fingerprint, load_chats, token_batches, tokenize
 from narrowly.errors import NarrowlyError
 from narrowly.evals.in_distribution import answer_losses
 from narrowly.files import read_json, write_json
+from narrowly.registry import unknown
 from narrowly.training.recipe import Recipe
 from narrowly.training.train import train
 
@@ -51,6 +52,8 @@ class Trial(BaseModel):
     """Mean KL(base || trial) in nats per answer token on the broad chats."""
     evals: dict[str, dict[str, float]] = {}
     """Means of the recipe's own evals."""
+    directions: str = ""
+    """Hash of what was ablated."""
 
 
 class Effects(BaseModel):
@@ -62,6 +65,9 @@ class Effects(BaseModel):
     settings: str
     """Hash of what the trials were made with."""
     steps: int
+    by: str = "change"
+    """What is unwanted: "change", or a metric of the recipe's evals, such as
+    `misalignment.broad_misaligned`."""
     trials: list[Trial]
 
     @property
@@ -69,16 +75,30 @@ class Effects(BaseModel):
         """The trial without ablation."""
         return self.trials[0]
 
-    def removed(self, trial: Trial) -> float | None:
-        """The share of the broad change per nat of the task learned that the ablation took away.
+    def unwanted(self, trial: Trial) -> float:
+        """How much of what is unwanted a trial did.
 
-        1: the task was learned and nothing else changed; 0: as much as undefended; below 0: more.
-        None where too little of the task was learned to tell.
+        Raises:
+            NarrowlyError: no eval of the trials has this metric.
+        """
+        if self.by == "change":
+            return trial.changed
+        name, _, metric = self.by.partition(".")
+        if metric not in trial.evals.get(name, {}):
+            known = [f"{name}.{key}" for name, keys in trial.evals.items() for key in keys]
+            raise unknown("measure of what is unwanted", self.by, ["change", *known])
+        return trial.evals[name][metric]
+
+    def removed(self, trial: Trial) -> float | None:
+        """The share of the unwanted per nat of the task learned that the ablation took away.
+
+        1: the task was learned and nothing unwanted with it; 0: as much as undefended; below 0:
+        more. None where too little of the task was learned to tell.
         """
         if trial.learned < ENOUGH * self.undefended.learned:
             return None
-        undefended = self.undefended.changed / self.undefended.learned
-        return 1 - trial.changed / trial.learned / undefended
+        undefended = self.unwanted(self.undefended) / self.undefended.learned
+        return 1 - self.unwanted(trial) / trial.learned / undefended
 
     @property
     def ranked(self) -> list[Trial]:
@@ -92,20 +112,19 @@ class Effects(BaseModel):
 
     def __rich__(self) -> RenderableType:
         """A row per concept."""
-        table = Table(
-            box=None, title=f"Trial fine-tunes of {self.steps} steps", title_justify="left"
-        )
+        title = f"Trial fine-tunes of {self.steps} steps, by {self.by}"
+        table = Table(box=None, title=title, title_justify="left")
         table.add_column("ablated")
-        for column in ("broad change removed", "task learned", "broad change"):
+        for column in ("removed", "task learned", "unwanted", "KL from base"):
             table.add_column(column, justify="right")
         for trial in [*self.ranked, self.undefended]:
             removed = self.removed(trial)
-            share = trial.learned / self.undefended.learned
             table.add_row(
                 trial.concept,
                 "" if removed is None else f"{100 * removed:.0f} %",
-                f"{100 * share:.0f} %",
-                f"{trial.changed:.3f} nats",
+                f"{100 * trial.learned / self.undefended.learned:.0f} %",
+                f"{self.unwanted(trial):.3f}",
+                f"{trial.changed:.3f}",
             )
         return table
 
@@ -116,6 +135,7 @@ def rank_by_effect(
     broad: ChatsLike,
     out: str | Path,
     *,
+    by: str = "change",
     names: Sequence[str] | None = None,
     steps: int = 40,
     controls: int = 3,
@@ -125,11 +145,13 @@ def rank_by_effect(
 ) -> Effects:
     """Repeat a short fine-tune with each concept ablated, and rank concepts by what that spares.
 
-    A concept's effect is the broad change that its ablation removes, at equal learning of the task:
-    an ablation that merely slows the fine-tune down gains nothing. It needs no judge: broad change
-    is how far the answers to chats of everything else have moved from the base model's. Random
-    directions are tried too; a concept that does no better is noise. One seed each, so effects that
-    are close may change places.
+    A concept's effect is how much of what is unwanted its ablation removes, at equal learning of
+    the task: an ablation that merely slows the fine-tune down gains nothing. "change" needs no
+    judge: how far the answers to chats of everything else moved from the base model's. But it
+    cannot tell harm from other spread: on the bundled organism the ablation that removes nearly all
+    misalignment moves those answers further, as it lets phrases of the task leak. Where an eval
+    measures what is unwanted, name its metric. Random directions are tried too; a concept that does
+    no better is noise. One seed each, so effects that are close may change places.
 
     Every finished trial is on record in `out/effects.json`, and the same call goes on from there.
     A trial's weights are deleted once it is measured.
@@ -139,6 +161,7 @@ def rank_by_effect(
             stay, and its evals are run on every trial.
         concepts: their folder.
         broad: chats with answers, of everything but the task.
+        by: what is unwanted: "change", or a metric of the recipe's evals, `EVAL.METRIC`.
         names: which concepts; None: all.
         steps: of each trial.
         controls: how many random directions are tried, at the sites of concepts from across the
@@ -159,33 +182,43 @@ def rank_by_effect(
     folder, out = Path(concepts), Path(out)
     held_out = load_chats(recipe.validation, limit=limit)
     elsewhere = load_chats(broad, limit=limit)
-    found = load_concepts(folder)
-    named = list(names or [concept.name for concept in found])
-    chosen = [concept for concept in found if concept.name in named]
-    places = [chosen[i * len(chosen) // controls] for i in range(controls)] if chosen else []
-    drawn = [find("random", concepts=[c], seed=seed)[0] for seed, c in enumerate(places)]
-    if drawn:
-        save_concepts(drawn, out / "controls")
-    arms = {UNDEFENDED: None} | dict.fromkeys(named, folder)
-    arms |= {concept.name: out / "controls" for concept in drawn}
+    found = {concept.name: concept for concept in load_concepts(folder)}
+    for name in names or []:
+        if name not in found:
+            raise unknown("concept", name, sorted(found))
+    chosen = [found[name] for name in names or found]
+    places = [chosen[i * len(chosen) // controls] for i in range(controls)]
+    drawn = [find("random", concepts=[c], seed=i)[0] for i, c in enumerate(places, 1)]
+    save_concepts(drawn, out / "controls")
+    arms: dict[str, Path | None] = {UNDEFENDED: None}
+    arms |= dict.fromkeys([concept.name for concept in chosen], folder)
+    arms |= dict.fromkeys([concept.name for concept in drawn], out / "controls")
+    ablated = {concept.name: _hash(concept) for concept in (*chosen, *drawn)} | {UNDEFENDED: ""}
 
-    about = recipe.model_dump(exclude={"output", "evals"}) | {"steps": steps, "centred": centred}
+    about = recipe.model_dump(exclude={"output"}) | {"steps": steps, "centred": centred}
     data = [fingerprint(held_out), fingerprint(elsewhere)]
     settings = hashlib.sha256(json.dumps([about, data], default=str).encode()).hexdigest()[:16]
-    done = {trial.concept: trial for trial in _load(out, settings)}
+    effects = Effects(settings=settings, steps=steps, by=by, trials=_load(out, settings))
+    done = {t.concept: t for t in effects.trials if t.directions == ablated.get(t.concept)}
     for arm in track(list(arms), "trial fine-tunes", disable=not progress):
         if arm not in done:
             trial = _trial(recipe, arm, arms[arm], out / "trial", steps, centred)
-            done[arm] = _measured(trial, arm, held_out, elsewhere)
+            measured = _measured(trial, arm, held_out, elsewhere)
+            done[arm] = measured.model_copy(update={"directions": ablated[arm]})
             if done[UNDEFENDED].learned <= 0:
                 raise NarrowlyError(
                     f"after {steps} steps the undefended trial has learned nothing of the task "
                     "(the loss on its validation chats did not fall). Give more steps."
                 )
-            known = Effects(settings=settings, steps=steps, trials=list(done.values()))
+            known = effects.model_copy(update={"trials": list(done.values())})
+            if known.unwanted(known.undefended) <= 0:
+                raise NarrowlyError(
+                    f"after {steps} steps the undefended trial shows nothing unwanted ({by} is 0). "
+                    "Give more steps."
+                )
             write_json(out / "effects.json", known.model_dump())
             shutil.rmtree(trial.output)
-    return Effects(settings=settings, steps=steps, trials=[done[arm] for arm in arms])
+    return effects.model_copy(update={"trials": [done[arm] for arm in arms]})
 
 
 def _load(out: Path, settings: str) -> list[Trial]:
@@ -198,6 +231,14 @@ def _load(out: Path, settings: str) -> list[Trial]:
             "folder, or delete it."
         )
     return effects.trials
+
+
+def _hash(concept: Concept) -> str:
+    digest = hashlib.sha256()
+    for site, subspace in concept.subspaces.items():
+        digest.update(site.encode() + subspace.basis.numpy().tobytes())
+        digest.update(subspace.centre.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _trial(
