@@ -21,9 +21,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from narrowly.activations import Activations, OpenModel, stream
+from narrowly.activations import Activations, OpenModel, Positions, chosen_tokens, stream
 from narrowly.activations.disk import full_disk
-from narrowly.data.templates import IGNORED
 from narrowly.errors import NarrowlyError
 from narrowly.explain.grid import Grid
 from narrowly.explain.latents import DirectionSource, Source, SparseSource
@@ -174,7 +173,7 @@ def collect(
     rows: Dataset,
     folder: str | Path,
     *,
-    positions: Literal["all", "answer"] = "all",
+    positions: Positions = "all",
     batch_tokens: int = 16384,
     progress: str | None = None,
 ) -> Cache:
@@ -185,8 +184,8 @@ def collect(
 
     Args:
         rows: columns `input_ids` and `labels` (`concepts.reading.reading_rows`).
-        positions: every token, or only those that `rows` labels. What a model is about to say
-            often shows best before it speaks, at tokens that no answer holds.
+        positions: which tokens are read. What a model is about to say often shows best before it
+            speaks, at tokens that no answer holds ("predicting", or -1).
         batch_tokens: the most tokens in one forward, padding included.
         progress: what a progress bar on the terminal calls this; None shows none.
 
@@ -318,7 +317,7 @@ def _parts(batches: Iterable[Activations], source: Source, offsets: NDArray) -> 
         yield part
 
 
-def _write_text_set(folder: Path, rows: Dataset, positions: str, skip_first: int) -> None:
+def _write_text_set(folder: Path, rows: Dataset, positions: Positions, skip_first: int) -> None:
     """The tokens, where rows begin, and which tokens are read."""
     ends = [np.zeros(1, np.int64)]
     with (
@@ -337,7 +336,9 @@ def _write_text_set(folder: Path, rows: Dataset, positions: str, skip_first: int
             stops = np.cumsum(lengths)
             place = np.arange(len(ids)) - np.repeat(stops - lengths, lengths)
             token_file.write(ids.astype(np.uint32).tobytes())
-            chosen = labels != IGNORED if positions == "answer" else True
+            chosen = np.zeros(len(ids), bool)
+            for start, stop in zip((stops - lengths).tolist(), stops.tolist(), strict=True):
+                chosen[start:stop][chosen_tokens(labels[start:stop], positions)] = True
             read_file.write(((place >= skip_first) & chosen).tobytes())
             ends.append(ends[-1][-1] + stops)
     offsets = np.concatenate(ends).astype(np.int64)

@@ -21,7 +21,8 @@ class ExplainRecipe(BaseModel):
         latents: of the autoencoder: which, or how many of them drawn at random.
         model: the model; the one the concepts were found on unless given.
         data: texts or chats to read the concepts on.
-        positions: which tokens of chats are read: "all", or those of each "answer".
+        positions: which tokens of chats are read, such as "all" or "answer"
+            (`activations.Positions`).
         limit: read the first so many rows only.
         max_length: tokens of a row; what is longer is cut off.
         sites: "middle": a concept at several sites is explained at the middle one; "all"; or the
@@ -49,7 +50,7 @@ class ExplainRecipe(BaseModel):
     latents: PositiveInt | list[int] = 100
     model: str | None = None
     data: str
-    positions: Literal["all", "answer"] = "all"
+    positions: Literal["answer", "predicting", "prompt", "all"] | list[int] = "all"
     limit: PositiveInt | None = None
     max_length: PositiveInt = 1024
     sites: Literal["middle", "all"] | list[str] = "middle"
