@@ -141,8 +141,8 @@ class _Rule:
 def _odds(rule: _Rule, passage: Passage) -> float:
     """Log odds that the passage fits, or the marks in it.
 
-    Every phrase counts once. With marks, a phrase that speaks for activation counts where a mark
-    touches it or follows within two words; of an explanation that says "after", follows at all.
+    Every phrase counts once. With marks, a phrase counts where a mark touches it or follows within
+    two words; of an explanation that says "after", follows at all.
     """
     words = split_words(passage.text)
     touched = np.ones(len(words), dtype=bool)
@@ -152,7 +152,7 @@ def _odds(rule: _Rule, passage: Passage) -> float:
     found = {
         phrase
         for first, stop, phrase in find_phrases(words, rule.weights)
-        if rule.weights[phrase] < 0 or touched[first:stop].any()
+        if touched[first:stop].any()
     }
     return sum(rule.weights[phrase] for phrase in found) + rule.any_text
 
