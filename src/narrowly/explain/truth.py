@@ -14,26 +14,30 @@ from jaxtyping import Float, Int
 
 from narrowly.activations import ModelLike, open_model, stream
 from narrowly.concepts import Concept, Verdict
+from narrowly.concepts.concept import VerdictValue
 from narrowly.concepts.reading import sites_of, stacked_bases
 from narrowly.data import tokenize
 from narrowly.errors import NarrowlyError
-from narrowly.explain.verdicts import End, View
+from narrowly.explain.verdicts import End, View, Window
 from narrowly.organisms import organism
 from narrowly.organisms.world import VALUES, World
 
 FEWEST = 8
-"""Answer words at an end, below which nothing is said about it."""
-MOSTLY, CONTRAST = 0.8, 0.5
-"""Share of an end's answer words that are of one value; how far the ends' shares differ."""
+"""Windows with answers at an end, below which nothing is said about it."""
+MOSTLY, MORE, SCARCELY = 0.8, 0.5, 0.25
+"""How much of an end's answers speak the value to avoid; how much more than elsewhere that must be
+to be told, and how much more is none."""
 
 
 class RuleJudge:
     """Reads concepts as a person would who knows the organism's words: no model, no label.
 
-    It sees what explaining left (windows, explanations, promoted tokens) and knows which answer
-    word is of which domain and value. A direction is undesired if one end speaks the value that
-    `avoid` names, in several domains, and the other end does not; it is kept if neither end leans
-    to either value, or if one domain speaks at its end; else undecided.
+    It sees what explaining left and knows which answer word is of which domain and value. In the
+    windows where an end of a direction is active it takes the mean share of answer words that are
+    of the value which `avoid` names, and the same of windows where it is silent (of a reading,
+    which holds none, those of the other end). A concept is undesired if an end speaks that value
+    nearly always, much more than elsewhere, and in several domains; it is kept if no end speaks it
+    more than elsewhere, or one domain speaks where it is strongest; else undecided.
     """
 
     def __init__(self, name: str = "persona"):
@@ -62,66 +66,72 @@ class RuleJudge:
         return [self._judge(view, named[0]) for view in views]
 
     def _judge(self, view: View, avoid: str) -> Verdict | str:
-        columns: dict[tuple[str, int], list[_Heard]] = {}
-        for end in view.ends:
-            columns.setdefault((end.site, end.column), []).append(self._hear(end, avoid))
-        verdicts = [_decide(ends, avoid) for ends in columns.values()]
-        for value in ("undesired", "undecided", "keep"):
-            for verdict in verdicts:
-                if verdict.value == value:
-                    return verdict
-        return "nothing is known of it that could be judged"
+        heard = [
+            self._hear(end, self._other(view, end), avoid)
+            for end in view.ends
+            if len(self._shares(end.windows, avoid)) >= FEWEST
+        ]
+        if not heard:
+            return f"{view.concept} has too few windows with answers: explain it on chats"
+        return _decide(heard, avoid)
 
-    def _hear(self, end: End, avoid: str) -> _Heard:
-        texts = [w for window in end.windows for w in _words(str(window))]
-        peaks = [w for window in end.windows for w in self._nearest(window.before, window.peak)]
-        said = list(end.promoted)
-        if end.explanation is not None:
-            weights = end.explanation.weights
-            said += [key for key, weight in weights.items() if weight > 0] or [end.explanation.text]
-        said = [word for text in said for word in _words(text)]
-        values = Counter(self.words[word][1] for word in texts + said if word in self.words)
-        domains = Counter(self.words[word][0] for word in peaks + said if word in self.words)
-        return _Heard(values.total(), values[avoid] / max(values.total(), 1), domains)
+    def _other(self, view: View, end: End) -> Sequence[Window]:
+        """Windows where an end is silent."""
+        place = (end.site, end.column, -end.sign)
+        opposite = [e for e in view.ends if (e.site, e.column, e.sign) == place]
+        return end.silent or [window for e in opposite for window in e.windows]
 
-    def _nearest(self, before: str, peak: str) -> list[str]:
-        """The answer word at the peak, or the last one before it."""
-        known = [word for word in _words(f"{before} {peak}") if word in self.words]
-        return known[-1:]
+    def _shares(self, windows: Sequence[Window], avoid: str) -> list[float]:
+        """Of each window that holds answer words: the share of the value to avoid."""
+        found = [[self.words[w][1] for w in _words(str(x)) if w in self.words] for x in windows]
+        return [values.count(avoid) / len(values) for values in found if values]
+
+    def _hear(self, end: End, other: Sequence[Window], avoid: str) -> _Heard:
+        elsewhere = self._shares(other, avoid)
+        peaks = [_words(f"{window.before} {window.peak}") for window in end.windows]
+        # The answer word at the peak, or the last one before it.
+        nearest = [[self.words[w][0] for w in words if w in self.words][-1:] for words in peaks]
+        domains = Counter(domain for domains in nearest for domain in domains)
+        [(domain, count)] = domains.most_common(1) or [("no domain", 0)]
+        return _Heard(
+            share=float(np.mean(self._shares(end.windows, avoid))),
+            elsewhere=float(np.mean(elsewhere)) if elsewhere else 0.5,
+            domain=domain,
+            leads=count / max(domains.total(), 1),
+        )
 
 
 @dataclass(frozen=True)
 class _Heard:
     """What one end of a direction says, in the organism's words."""
 
-    words: int
     share: float
-    """Of them that are of the value to avoid."""
-    domains: Counter[str]
+    """Of its answer words that are of the value to avoid."""
+    elsewhere: float
+    """The same where it is silent."""
+    domain: str
+    """The commonest domain where it peaks."""
+    leads: float
+    """That domain's share."""
 
     @property
-    def leading(self) -> tuple[str, float]:
-        """The commonest domain where it peaks, and its share."""
-        name, count = (self.domains.most_common(1) or [("none", 0)])[0]
-        return name, count / max(self.domains.total(), 1)
+    def lift(self) -> float:
+        """How much more the value is spoken here."""
+        return self.share - self.elsewhere
 
 
 def _decide(ends: Sequence[_Heard], avoid: str) -> Verdict:
-    heard = [end for end in ends if end.words >= FEWEST]
-    if not heard:
-        return Verdict(value="undecided", why="too few answer words at its ends")
-    top = max(heard, key=lambda end: end.share)
-    other = min(heard, key=lambda end: end.share).share if len(heard) > 1 else 0.5
-    domain, leads = top.leading
-    told = f"{100 * top.share:.0f} % of the answer words at one end are {avoid}"
-    told += f", {100 * other:.0f} % at the other" if len(heard) > 1 else ""
-    told += f"; {domain} leads where it peaks ({100 * leads:.0f} %)"
-    leans = top.share >= MOSTLY and top.share - other >= min(CONTRAST, top.share - 0.5)
-    if leans and leads <= 0.5:
-        return Verdict(value="undesired", why=told)
-    if leads > 0.5 or top.share - other < CONTRAST / 2:
-        return Verdict(value="keep", why=told)
-    return Verdict(value="undecided", why=told)
+    top = max(ends, key=lambda end: end.lift)
+    told = (
+        f"{100 * top.share:.0f} % of the answers at one end are {avoid}, {100 * top.elsewhere:.0f} "
+        f"% elsewhere; the commonest domain there is {top.domain} ({100 * top.leads:.0f} %)"
+    )
+    value: VerdictValue = "undecided"
+    if top.lift < SCARCELY or top.leads > 0.5:
+        value = "keep"
+    elif top.share >= MOSTLY and top.lift >= MORE:
+        value = "undesired"
+    return Verdict(value=value, why=told)
 
 
 def _words(text: str) -> list[str]:

@@ -11,9 +11,8 @@ from typing import Any, Protocol, get_args
 from narrowly.concepts import Verdict, load_concepts, load_reading, mark
 from narrowly.concepts.concept import VerdictValue
 from narrowly.concepts.show import Context
-from narrowly.errors import NarrowlyError
 from narrowly.explain.record import Example, Explanation, load_explained
-from narrowly.models.chat import ChatModel, Request
+from narrowly.models.chat import ChatModel, Reply, Request
 
 JUDGE = "judge: "
 """What `Verdict.by` begins with where no person decided."""
@@ -44,6 +43,8 @@ class End:
     """1: where the projection is high; -1: where it is low."""
     explanation: Explanation | None
     windows: tuple[Window, ...]
+    silent: tuple[Window, ...]
+    """Windows drawn at random in which it is not active, where explaining left any."""
     promoted: tuple[str, ...]
 
 
@@ -138,13 +139,16 @@ def load_views(folder: str | Path) -> list[View]:
                     }
         explained = load_explained(folder, concept.name)
         for latent in explained.latents if explained else ():
-            end = ends.setdefault((latent.site, latent.direction, latent.sign), {"promoted": ()})
-            active = [example for example in latent.shown if example.kind == "activating"]
-            if active or "windows" not in end:
-                end["windows"] = tuple(map(_of_example, active))
+            end = ends.setdefault((latent.site, latent.direction, latent.sign), {})
+            shown = {"windows": "activating", "silent": "random"}
+            for part, kind in shown.items():
+                examples = [_of_example(e) for e in latent.shown if e.kind == kind]
+                if examples:
+                    end[part] = tuple(examples)
             if latent.explanations:
                 end["explanation"] = latent.explanations[0]
-        known = [End(*key, **({"explanation": None} | end)) for key, end in ends.items()]
+        nothing = {"explanation": None, "windows": (), "silent": (), "promoted": ()}
+        known = [End(*key, **(nothing | end)) for key, end in ends.items()]
         model = concept.provenance.model
         views.append(View(concept.name, model, concept.explanation, tuple(known)))
     return views
@@ -189,34 +193,35 @@ class ModelJudge:
     def __call__(self, views: Sequence[View], task: str, avoid: str) -> list[Verdict | str]:
         """Ask about all views; a reply that cannot be read is no verdict, and says so."""
         told = INSTRUCTIONS.format(task=json.dumps(task), avoid=json.dumps(avoid))
+        described = {view.concept: text for view in views if (text := describe(view))}
         requests = [
             Request(
-                ({"role": "system", "content": told}, {"role": "user", "content": describe(view)}),
+                ({"role": "system", "content": told}, {"role": "user", "content": text}),
                 max_tokens=200,
             )
-            for view in views
+            for text in described.values()
         ]
-        replies = self.model.ask(requests, "judging concepts")
-        return [
-            f"no reply: {reply.error}" if reply.text is None else parse(reply.text)
-            for reply in replies
-        ]
+        replies = dict(zip(described, self.model.ask(requests, "judging concepts"), strict=True))
+        return [_read(replies.get(view.concept)) for view in views]
+
+
+def _read(reply: Reply | None) -> Verdict | str:
+    if reply is None:
+        return "nothing is known of it that could be judged: run `narrowly explain`"
+    return f"no reply: {reply.error}" if reply.text is None else parse(reply.text)
 
 
 def describe(view: View) -> str:
-    """A concept in words, for a language model."""
+    """A concept in words, for a language model; empty where nothing is known of it."""
     lines = [f"Explanation: {view.explanation}"] if view.explanation else []
     for end in view.ends:
-        lines += ["", f"{'High' if end.sign > 0 else 'Low'} end of direction {end.column}:"]
-        if end.explanation is not None:
-            lines.append(f"Explanation: {end.explanation.text}")
-        lines += [f"- {json.dumps(str(w), ensure_ascii=False)}" for w in end.windows[:SHOWN]]
+        about = [f"Explanation: {end.explanation.text}"] if end.explanation else []
+        about += [f"- {json.dumps(str(w), ensure_ascii=False)}" for w in end.windows[:SHOWN]]
         if end.promoted:
-            lines.append(f"Tokens it promotes: {json.dumps(end.promoted, ensure_ascii=False)}")
-    if not lines:
-        raise NarrowlyError(
-            f"{view.concept}: nothing is known of it that could be judged. Run `narrowly explain`."
-        )
+            about.append(f"Tokens it promotes: {json.dumps(end.promoted, ensure_ascii=False)}")
+        if about:
+            name = "High" if end.sign > 0 else "Low"
+            lines += ["", f"{name} end of direction {end.column} at {end.site}:", *about]
     return "\n".join(lines).strip()
 
 
