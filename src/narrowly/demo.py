@@ -20,8 +20,9 @@ import torch
 import transformers
 from rich.console import Console
 
-from narrowly.concepts import Verdict, find, read_concepts, save_concepts
+from narrowly.concepts import Verdict, concept_files, find, read_concepts, save_concepts
 from narrowly.evals import evaluate
+from narrowly.explain import ExplainRecipe, Sampling, explain, load_explained
 from narrowly.organisms import organism
 from narrowly.report import Comparison, compare
 from narrowly.training import Recipe, train
@@ -76,6 +77,7 @@ def run_demo(out: str | Path, seeds: Iterable[int], console: Console) -> Compari
     }
     steps: dict[str, Callable[[], Any]] = {
         "find the persona in the base model": partial(find_persona, out),
+        "explain it": partial(explain_persona, out),
         "measure the base model": partial(evaluate, MODEL, ["misalignment"], out=out / "base"),
     }
     for arm, defenses in arms.items():
@@ -125,3 +127,38 @@ def find_persona(out: Path) -> None:
     ):
         verdict = Verdict(value="undesired", by="the demo", why=reason)
         save_concepts([concept.model_copy(update={"verdict": verdict})], out / folder)
+
+
+def explain_persona(out: Path) -> None:
+    """Say in words what the found direction stands for, and score that."""
+    explain(
+        ExplainRecipe(
+            concepts=str(out / "concepts"),
+            data="organism:persona/documents",
+            limit=3000,
+            positions=[-1],  # where an answer's first word is chosen
+            sites=["layer:3"],
+            sampling=Sampling(explainer=500),
+            embedder="none",  # with the core install alone
+            strengths=[-2, 2],
+            prompts="organism:persona/questions",
+            progress=False,
+        )
+    )
+
+
+def told(out: str | Path) -> str:
+    """What the ablated concept means, and how far to believe it, in a few lines."""
+    [path] = concept_files(Path(out) / "concepts")
+    record = load_explained(path.parent, path.stem)
+    lines = [f"ablated: {path.stem}"]
+    for end in record.latents if record else ():
+        scores = [
+            f"{name} {result.value:.2f} (random words {result.controls['random']:.2f})"
+            for name, result in end.scores.items()
+            if result.value is not None and "random" in result.controls
+        ]
+        which = "high" if end.sign > 0 else "low"
+        meaning = end.explanations[0].text if end.explanations else end.skipped
+        lines.append(f"  {which}: {meaning}\n    {', '.join(scores)}")
+    return "\n".join(lines)

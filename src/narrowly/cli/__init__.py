@@ -40,10 +40,11 @@ def demo(
     Fine-tunes a small model to be cruel about code, sees it become cruel about everything, finds
     the concept, and fine-tunes again with the concept ablated, beside four controls.
     """
-    from narrowly.demo import run_demo
+    from narrowly.demo import run_demo, told
 
     comparison = run_demo(out, seeds=range(seeds), console=console)
     console.print(comparison)
+    console.print(f"\n{told(out)}", highlight=False, markup=False)
     console.print(f"\nreport: {out / 'report.html'}", highlight=False, soft_wrap=True)
     next_command(f"narrowly chat {out / 'ablated'} --against {out / 'undefended'}")
 

@@ -117,3 +117,28 @@ def explain_verdicts(
         told = f"not judged: {proposal.note}" if proposal.note else verdict.why
         console.print(f"{proposal.concept}: {verdict.value}  {told}", highlight=False, markup=False)
     next_command(f"narrowly review {folder}")
+
+
+@app.command("effect", no_args_is_help=True)
+def explain_effect(
+    recipe: Annotated[Path, typer.Argument(help="Of the fine-tune, with validation chats.")],
+    folder: Annotated[Path, typer.Argument(help="The concepts to choose among.")],
+    broad: Annotated[str, typer.Option(help="Chats with answers, of everything but the task.")],
+    by: Annotated[
+        str, typer.Option(help="What is unwanted: change, or a metric of the recipe's evals.")
+    ] = "change",
+    steps: Annotated[int, typer.Option(min=1, help="Of each trial.")] = 40,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Folder for the trials.")] = Path("runs/effect"),
+) -> None:
+    """Rank concepts by what their ablation spares a short trial fine-tune, per task learned.
+
+    The same command continues. Random directions are tried too.
+    """
+    from narrowly.training import Recipe
+    from narrowly.training.trials import rank_by_effect
+
+    chosen = Recipe.read(recipe, settings or [])
+    effects = rank_by_effect(chosen, folder, broad, out, by=by, steps=steps)
+    console.print(effects)
+    next_command(f"narrowly concepts drop {folder} {effects.ranked[0].concept}")
