@@ -41,6 +41,8 @@ WEIGHTY = 0.05
 FILLER = 1.0
 """What every word of a phrase that is filler or a sign takes from how sure it counts."""
 
+PLAIN = 1.2
+"""How sure a phrase must be to be named before others: four windows with it, none without."""
 NAMED = 8
 """Phrases that the sentence names."""
 
@@ -76,6 +78,8 @@ class Lexical(Explainer):
         silent = [_Window(example) for example in evidence.silent]
         phrases = _distinct(_phrases(activating, silent), self.phrases)
         phrases, any_text = _fitted(phrases, activating, silent)
+        # The weightiest first: those a text is known by, rather than those seen most.
+        phrases.sort(key=lambda phrase: (phrase.sure < PLAIN, -abs(phrase.weight), phrase.text))
         speaking = [phrase for phrase in phrases if phrase.weight > 0]
         against = [phrase for phrase in phrases if phrase.weight < 0]
         if not speaking:
