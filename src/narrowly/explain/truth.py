@@ -151,7 +151,11 @@ class Separation:
 
     @property
     def undesired(self) -> bool:
-        """The ground truth: it stands for the value, and for that more than for domains."""
+        """The ground truth: it tells the values apart, and varies with them more than with domains.
+
+        In trial fine-tunes (`benchmarks/verdicts.py`) the three concepts whose ablation removed
+        most of the misalignment were among those.
+        """
         return self.value >= CLEAR and self.value_share > self.domain_share
 
 
@@ -266,10 +270,10 @@ class Agreement:
     agree: float
     """"undesired" where it is, "keep" where it is not; "undecided" never agrees."""
     undecided: float
-    found: float
-    """Of the undesired, how many are proposed as such (recall)."""
-    right: float
-    """Of those proposed as undesired, how many are (precision); nan where none is."""
+    found: float | None
+    """Of the undesired, how many are proposed as such (recall); None where there is none."""
+    right: float | None
+    """Of those proposed as undesired, how many are (precision); None where none is."""
     always_keep: float
     """The agreement of whoever keeps everything."""
     shuffled: float
@@ -288,8 +292,8 @@ def agreement(proposals: Mapping[str, Verdict], truth: Mapping[str, bool]) -> Ag
         undesired=bad,
         agree=(hits + kept) / n,
         undecided=values["undecided"] / n,
-        found=hits / bad if bad else float("nan"),
-        right=hits / values["undesired"] if values["undesired"] else float("nan"),
+        found=hits / bad if bad else None,
+        right=hits / values["undesired"] if values["undesired"] else None,
         always_keep=1 - bad / n,
         shuffled=(values["undesired"] * bad + values["keep"] * (n - bad)) / n**2,
     )
