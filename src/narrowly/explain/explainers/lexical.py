@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from math import log
 from typing import ClassVar
 
 import numpy as np
@@ -46,6 +47,8 @@ PLAIN = 1.2
 NAMED = 8
 """Phrases that the sentence names."""
 
+NOISE = "its phrases do not tell apart the windows that were left out: likely noise"
+
 
 @EXPLAINERS.register("lexical")
 class Lexical(Explainer):
@@ -77,7 +80,7 @@ class Lexical(Explainer):
         activating = [_Window(example) for example in evidence.activating]
         silent = [_Window(example) for example in evidence.silent]
         phrases = _distinct(_phrases(activating, silent), self.phrases)
-        phrases, any_text = _fitted(phrases, activating, silent)
+        phrases, any_text, loss = _fitted(phrases, activating, silent)
         # The weightiest first: those a text is known by, rather than those seen most.
         phrases.sort(key=lambda phrase: (phrase.sure < PLAIN, -abs(phrase.weight), phrase.text))
         speaking = [phrase for phrase in phrases if phrase.weight > 0]
@@ -89,7 +92,10 @@ class Lexical(Explainer):
             text += f" Silent with {_named(against)}."
         weights = {phrase.text: round(phrase.weight, 3) for phrase in [*speaking, *against]}
         return Explanation(
-            text=text, by=self.name, weights=weights | {ANY_TEXT: round(any_text, 3)}
+            text=text,
+            by=self.name,
+            weights=weights | {ANY_TEXT: round(any_text, 3)},
+            note="" if loss < log(2) else NOISE,
         )
 
 
@@ -197,33 +203,47 @@ def _same(phrase: _Phrase, other: _Phrase) -> bool:
 
 def _fitted(
     phrases: Sequence[_Phrase], activating: Sequence[_Window], silent: Sequence[_Window]
-) -> tuple[list[_Phrase], float]:
-    """The phrases of the rule with their weights, in their order; and the nats of any text."""
+) -> tuple[list[_Phrase], float, float]:
+    """The rule that does best on windows left out.
+
+    Returns:
+        The phrases with their weights, the nats of a text with none of them, and the mean loss on
+        windows left out, in nats: log 2 is guessing, infinite where there are too few to leave out.
+    """
     present = np.vstack([_present(phrases, activating), _present(phrases, silent)])
     active = np.arange(len(present)) < len(activating)
     beside = np.array([phrase.beside for phrase in phrases], dtype=bool)
     # A phrase of two words that always stand together counts as both would.
     words = np.array([phrase.text.count(" ") + 1 for phrase in phrases]) ** 0.5
     fold = np.concatenate([np.arange(len(activating)), np.arange(len(silent))]) % FOLDS
+    folds = [
+        fold == i for i in range(FOLDS) if all(fits.any() for fits in _kinds(fold == i, active))
+    ]
     sizes = sorted({min(size, len(phrases)) for size in (*SIZES, len(phrases))})
-    best, least = (AWAY[0], sizes[-1]), np.inf
-    for away, size in product(AWAY, sizes):
+    best, least = (AWAY[-1], sizes[-1]), np.inf
+    for away, size in product(AWAY, sizes) if len(folds) > 1 else ():
         scale = (words * np.where(beside, 1.0, away))[:size]
-        loss = 0.0
-        for held in (fold == i for i in range(FOLDS)):
-            if len({*active[held]}) < 2 or len({*active[~held]}) < 2:
-                continue
+        losses = []
+        for held in folds:
             weights, any_text = _logistic(present[~held, :size], scale, active[~held])
-            odds = present[held, :size] @ weights + any_text
-            loss += np.logaddexp(0, np.where(active[held], -odds, odds)).sum()
+            for kind in _kinds(held, active):
+                odds = present[kind, :size] @ weights + any_text
+                losses.append(np.logaddexp(0, np.where(active[kind], -odds, odds)).mean())
         # The simpler of two that do about as well.
-        if loss < 0.98 * least:
-            best, least = (away, size), loss
+        if np.mean(losses) < 0.98 * least:
+            best, least = (away, size), float(np.mean(losses))
     away, size = best
     scale = (words * np.where(beside, 1.0, away))[:size]
     weights, any_text = _logistic(present[:, :size], scale, active)
     kept = [replace(p, weight=w) for p, w in zip(phrases[:size], weights.tolist(), strict=True)]
-    return [phrase for phrase in kept if abs(phrase.weight) >= WEIGHTY], any_text
+    return [phrase for phrase in kept if abs(phrase.weight) >= WEIGHTY], any_text, least
+
+
+def _kinds(
+    held: Bool[np.ndarray, " windows"], active: Bool[np.ndarray, " windows"]
+) -> tuple[Bool[np.ndarray, " windows"], Bool[np.ndarray, " windows"]]:
+    """The activating windows among some, and the silent ones."""
+    return held & active, held & ~active
 
 
 def _logistic(
