@@ -1,5 +1,6 @@
 """What is looked up is what was read, after any interruption, in memory that does not grow."""
 
+import gc
 import os
 import signal
 import tracemalloc
@@ -61,7 +62,7 @@ def test_tokens_are_stored_once(tmp_path, monkeypatch):
     assert [t for row in rows["input_ids"] for t in row] == cache.tokens.tolist()
     assert (tmp_path / "c" / "tokens.bin").stat().st_size == 4 * sum(LENGTHS)
     files = {path.name for shard in cache.shards for path in (cache.folder / shard.name).iterdir()}
-    assert files == {"offsets.npy", "positions.npy", "values.npy"}
+    assert files == {"offsets.bin", "positions.bin", "values.bin"}
 
 
 def test_answers_alone(tmp_path):
@@ -152,10 +153,13 @@ def test_values_that_fp16_cannot_hold(tmp_path):
 def test_a_damaged_shard_is_named(tmp_path):
     rows, source = planted()
     cache = collect(source, opened(), rows, tmp_path / "c")
-    path = tmp_path / "c" / "shard-00000" / "values.npy"
+    path = tmp_path / "c" / "shard-00000" / "values.bin"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(NarrowlyError, match=r"shard-00000.values\.npy: absent or damaged"):
-        cache.active(0)
+    with pytest.raises(NarrowlyError, match=r"shard-00000.values\.bin: truncated"):
+        cache.active(5)
+    path.unlink()
+    with pytest.raises(NarrowlyError, match=r"shard-00000.values\.bin: No such file"):
+        cache.active(5)
 
 
 def concept(rank=2, sites=("layer:0", "layer:1")):
@@ -226,11 +230,12 @@ class Busy(Planted):
 
 def test_memory_does_not_grow_with_tokens(tmp_path, monkeypatch):
     monkeypatch.setattr(caching, "SHARD", 40_000)
-    model, many = opened(), (20_480, 81_920)
+    model, many = opened(), (65_536, 262_144)
     peaks = []
     for tokens in (2_048, *many):  # the first to warm up
         rows = token_rows([256] * (tokens // 256))
         source = Busy(rows, torch.zeros(1, 512))
+        gc.collect()
         tracemalloc.start()
         cache = collect(source, model, rows, tmp_path / str(tokens), batch_tokens=2048)
         assert len(cache.active(1)[0]) == 0

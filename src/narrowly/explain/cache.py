@@ -2,8 +2,8 @@
 
 A folder holds the tokens once (`tokens.bin`, uint32), where each row begins (`rows.npy`), which
 tokens were read (`read.bin`), and shards. A shard of sparse latents is sorted by latent, with an
-offset for each, so that one latent is read by slices through memory maps; a shard of directions
-holds a row of projections for each. Memory holds one shard, whatever the number of tokens.
+offset for each, so that one latent is read by slices; a shard of directions holds a row of
+projections for each. Memory holds one shard, whatever the number of tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow.compute as pc
@@ -136,17 +136,20 @@ class Cache:
             self._grids[window] = Grid.over(self.tokens, self.rows, self.read, window)
         return self._grids[window]
 
-    def __iter__(self) -> Iterator[tuple[NDArray, NDArray]]:
+    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint32]]]:
         """Of sparse latents, the offsets (one per latent, and the end) and positions per shard."""
         for shard in self.shards:
-            yield self._load(shard, "offsets"), self._load(shard, "positions")
+            yield (
+                self._read(shard, "offsets", 0, len(self.latents) + 1),
+                self._read(shard, "positions", 0, shard.values),
+            )
 
     def _sparse(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         found, values = [], []
         for shard in self.shards:
-            start, stop = self._load(shard, "offsets")[latent : latent + 2]
-            found.append(np.asarray(self._load(shard, "positions")[start:stop], np.int64))
-            values.append(np.asarray(self._load(shard, "values")[start:stop], np.float32))
+            start, stop = self._read(shard, "offsets", latent, 2)
+            found.append(self._read(shard, "positions", start, stop - start))
+            values.append(self._read(shard, "values", start, stop - start))
         return _ordered(found, values)
 
     def _projections(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -154,17 +157,28 @@ class Cache:
         column, low = divmod(latent, 2)
         found, values = [], []
         for shard in self.shards:
-            found.append(np.asarray(self._load(shard, "positions"), np.int64))
-            values.append(np.asarray(self._load(shard, "values")[column], np.float32))
+            n = shard.tokens
+            found.append(self._read(shard, "positions", 0, n))
+            values.append(self._read(shard, "values", column * n, n))
         positions, heights = _ordered(found, values)
         return positions, -heights if low else heights
 
-    def _load(self, shard: Shard, name: str) -> NDArray:
-        path = self.folder / shard.name / f"{name}.npy"
+    def _read(self, shard: Shard, name: str, start: int, count: int) -> NDArray[Any]:
+        # Not through a memory map: what it has touched would count as this process's memory.
+        path = self.folder / shard.name / f"{name}.bin"
+        dtype = np.dtype(_FILES[name])
         try:
-            return np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise NarrowlyError(f"{path}: absent or damaged ({error}). Collect again.") from None
+            part = np.fromfile(path, dtype, count, offset=start * dtype.itemsize)
+        except OSError as error:
+            raise NarrowlyError(
+                f"{path}: {error.strerror}. Delete the folder and collect again."
+            ) from None
+        if len(part) < count:
+            raise NarrowlyError(f"{path}: truncated. Delete the folder and collect again.")
+        return part
+
+
+_FILES = {"offsets": "<i8", "positions": "<u4", "values": "<f2"}
 
 
 def collect(
@@ -229,7 +243,7 @@ def collect(
                 with full_disk(folder), atomic(folder / name) as temporary:
                     temporary.mkdir()
                     for key, array in part.arrays(len(names)).items():
-                        np.save(temporary / f"{key}.npy", array)
+                        array.astype(_FILES[key]).tofile(temporary / f"{key}.bin")
                 counts = part.batches, part.values, part.tokens, part.clipped
                 shards.append(Shard(name, *counts))
                 _write_index(folder, about, shards)
@@ -383,6 +397,6 @@ def _resume(folder: Path, about: dict[str, Any]) -> list[Shard] | None:
 def _ordered(
     found: list[NDArray], values: list[NDArray]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    positions, strengths = np.concatenate(found), np.concatenate(values)
+    positions = np.concatenate(found).astype(np.int64)
     order = np.argsort(positions, kind="stable")
-    return positions[order], strengths[order]
+    return positions[order], np.concatenate(values).astype(np.float32)[order]
