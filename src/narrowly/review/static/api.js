@@ -20,10 +20,10 @@ async function request(path, options = {}) {
     throw new Error("The server does not answer. Is `narrowly review` still running? What you see is saved.");
   }
   if (response.status === 401) throw new Error("This session has ended. Open the address that `narrowly review` printed last.");
-  const answer = await response.json().catch(() => ({ error: `The server failed (${response.status}).` }));
+  if (response.ok) return response.json();
+  const answer = await response.json().catch(() => ({}));
   if (response.status === 409) throw new Conflict(answer);
-  if (!response.ok) throw new Error(answer.error ?? `The server failed (${response.status}).`);
-  return answer;
+  throw new Error(answer.error ?? `The server failed (${response.status}).`);
 }
 
 const post = (path, body, signal) =>

@@ -98,7 +98,7 @@ export class ConceptView {
     return h(
       "div",
       { id: "meaning", class: "meaning" },
-      h("p", { class: `words${explanation ? "" : " none"}`, dir: "auto" }, explanation ? visible(explanation) : "Not explained yet."),
+      h("p", { class: `words${explanation ? "" : " none"}`, dir: "auto" }, explanation ? visible(explanation, true) : "Not explained yet."),
       h("p", { class: "author" }, by && `by ${by} `, h("button", { type: "button", class: "plain", id: "edit", onclick: () => this.edit(), title: "Say it in your own words (e)" }, explanation ? "Edit" : "Explain")),
     );
   }
@@ -162,7 +162,7 @@ export class ConceptView {
       "button",
       { type: "button", class: `card ${end.sign > 0 ? "plus" : "minus"}`, "aria-pressed": String(end === this.end), "data-latent": end.key, onclick: () => this.choose(end) },
       h("span", { class: "which" }, endName(end), latent && h("span", {}, ` active in ${plural(latent.windows, "window")}, ${percent(latent.tokens / Math.max(latent.of_tokens, 1))} of tokens`)),
-      h("span", { class: `says${explanation && !latent.skipped ? "" : " none"}`, dir: "auto" }, visible(words)),
+      h("span", { class: `says${explanation && !latent.skipped ? "" : " none"}`, dir: "auto" }, visible(words, true)),
       h("span", { class: "brief" }, explanation && `${explanation.by} `, scores.slice(0, 4).map(([name, s]) => h("span", {}, `${name} `, h("b", {}, fixed(s.value))))),
     );
   }

@@ -30,13 +30,13 @@ const HIDDEN = {
 };
 const PATTERN = /[\n\r\t\u0000-\u001f\u007f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/;
 
-// Text as nodes, what is hidden in it made visible.
-export function visible(text) {
+// Text as nodes, what is hidden in it made visible; `lines` leaves line breaks as they are.
+export function visible(text, lines = false) {
   if (!PATTERN.test(text)) return [text];
   const nodes = [];
   let run = "";
   for (const character of text) {
-    if (!PATTERN.test(character)) {
+    if (!PATTERN.test(character) || (lines && character === "\n")) {
       run += character;
       continue;
     }

@@ -152,7 +152,7 @@ export function generations(list, sign) {
             "div",
             {},
             h("dt", { class: `${hue}${g.removed ? " removed" : ""}`, vars: { "--a": (Math.abs(g.strength) / most).toFixed(2) } }, kind),
-            h("dd", { dir: "auto" }, visible(g.text)),
+            h("dd", { dir: "auto" }, visible(g.text, true)),
           );
         }),
       ),

@@ -72,7 +72,7 @@ export class List {
   }
 
   // Where the selected one is, or, once a filter hides it, between the two where it was.
-  get #at() {
+  #place() {
     const at = this.shown.findIndex((concept) => concept.name === this.selected);
     if (at < 0) return this.position - 0.5;
     return (this.position = at);
@@ -80,21 +80,21 @@ export class List {
 
   // The row so many steps away, within the list.
   step(steps) {
-    const to = steps > 0 ? Math.floor(this.#at + steps) : Math.ceil(this.#at + steps);
+    const to = steps > 0 ? Math.floor(this.#place() + steps) : Math.ceil(this.#place() + steps);
     const concept = this.shown[Math.min(Math.max(to, 0), this.shown.length - 1)];
     if (concept) this.open(concept.name);
   }
 
   // The next undecided one after the selected, around the end.
   nextUndecided() {
-    const after = Math.floor(this.#at) + 1;
+    const after = Math.floor(this.#place()) + 1;
     const around = [...this.shown.slice(after), ...this.shown.slice(0, after)];
     return around.find((concept) => concept.verdict?.value === "undecided" && concept.name !== this.selected)?.name;
   }
 
   select(name) {
     this.selected = name;
-    const at = this.#at;
+    const at = this.#place();
     if (Number.isInteger(at)) {
       const top = at * ROW;
       if (top < this.box.scrollTop) this.box.scrollTop = top;
@@ -145,6 +145,7 @@ export class List {
     byId("floor-name").textContent = "at least";
     byId("none").hidden = this.shown.length > 0;
     this.#chips(fitting);
+    this.#place(); // remembered, for when the next filter hides it
     this.draw(true);
   }
 
