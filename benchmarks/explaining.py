@@ -80,7 +80,7 @@ class Made:
         latents = torch.searchsorted(self.until, drawn).clamp(max=self.n - 1).sort(dim=1).values
         fresh = latents.diff(dim=1, prepend=torch.full((n, 1), -1)) > 0
         tokens, places = fresh.nonzero(as_tuple=True)
-        values = 0.1 - torch.rand(len(tokens), generator=generator).log()
+        values = 0.1 - torch.rand(len(tokens), generator=generator).neg().log1p()
         return SparseLatents(tokens, latents[tokens, places], values, (n, self.n))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from heapq import nlargest
 from typing import Any, NamedTuple
 
@@ -17,7 +17,14 @@ from narrowly.activations import ModelLike, open_model, stream
 from narrowly.concepts.concept import Concept
 from narrowly.concepts.finder import ChatsLike
 from narrowly.concepts.show import Context, DirectionReading, Reading
-from narrowly.data import load_chats, tokenize, tokenize_prompts
+from narrowly.data import (
+    holds_texts,
+    load_chats,
+    load_texts,
+    tokenize,
+    tokenize_prompts,
+    tokenize_texts,
+)
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Site, decoder_layers
 
@@ -51,7 +58,7 @@ def read_concepts(
     and one trough at most, so that one odd text does not fill the page.
 
     Args:
-        data: chats, what names them, or texts.
+        data: chats or rows with a `text`, what names them, or texts.
         contexts: how many windows at each end.
         window: tokens before the peak, and after it.
         tokens: how many tokens promoted and suppressed.
@@ -187,13 +194,15 @@ def reading_rows(
         and data
         and isinstance(data[0], str)
     ):
-        ids = tokenizer(list(data[:limit]))["input_ids"]
-    else:
-        chats = load_chats(data, limit=limit, require_answer=False)
-        if all(messages[-1]["role"] == "assistant" for messages in chats["messages"]):
-            return tokenize(chats, tokenizer, max_length=max_length)
-        ids = tokenize_prompts(chats["messages"], tokenizer)
-    ids = [row[:max_length] for row in ids]
+        texts = Dataset.from_dict({"text": list(data[:limit])})
+        return tokenize_texts(texts, tokenizer, max_length=max_length)
+    data = list(data) if isinstance(data, Iterator) else data  # looked into, then loaded
+    if holds_texts(data):
+        return tokenize_texts(load_texts(data, limit=limit), tokenizer, max_length=max_length)
+    chats = load_chats(data, limit=limit, require_answer=False)
+    if all(messages[-1]["role"] == "assistant" for messages in chats["messages"]):
+        return tokenize(chats, tokenizer, max_length=max_length)
+    ids = [row[:max_length] for row in tokenize_prompts(chats["messages"], tokenizer)]
     return Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
 
 

@@ -47,7 +47,7 @@ def load_chats(
             the field and the reason.
     """
     rows: list[dict[str, Any]] = []
-    for place, row in islice(_rows(source), limit):
+    for place, row in islice(source_rows(source), limit):
         try:
             rows.append(to_chat(row, require_answer=require_answer))
         except ValueError as error:
@@ -68,7 +68,8 @@ def _name(source: Any) -> str:
     return str(source) if isinstance(source, str | Path) else "the data"
 
 
-def _rows(source: Any) -> Iterator[_Row]:
+def source_rows(source: Any) -> Iterator[_Row]:
+    """The rows of what `load_chats` takes, each with its place for an error, one at a time."""
     if not isinstance(source, str | Path):
         return ((f"row {i}", row) for i, row in enumerate(source))
     path = Path(source)
