@@ -31,8 +31,6 @@ def verdicts(text: str, n: int) -> list[bool | None]:
         said = [_WORDS.get(word.strip("\"'` .").lower()) for word in _split(inside)]
         if len(said) == n and None not in said:
             return list(said)
-    if lists:
-        return [None] * n
     numbered: dict[int, set[bool]] = {}
     for number, word in _NUMBERED.findall(text):
         numbered.setdefault(int(number), set()).add(_WORDS[word.lower()])
