@@ -104,14 +104,17 @@ def test_the_nearest_of_each_text_in_turn(collected):
     assert len(hard.similar(queries, among & False, 6)) == 0
 
 
-def test_the_pool_is_embedded_once(collected):
+def test_the_pool_is_embedded_once(collected, tmp_path):
     among = everywhere(collected[1])
     for _ in range(2):
         embedder = First()
-        hard = negatives(collected, embedder, pool=50)
+        hard = negatives(collected, embedder, pool=50, folder=tmp_path)
         hard.similar(["a text"], among, 3)
         hard.similar(["another"], among, 3)
     assert embedder.called == 2
+    assert len(list(tmp_path.glob("pool-*.npy"))) == 1
+    negatives(collected, embedder, pool=50, folder=tmp_path, seed=1).similar(["a"], among, 3)
+    assert len(list(tmp_path.glob("pool-*.npy"))) == 2
 
 
 def test_sketches_grow_with_latents_and_not_with_their_pairs(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ class HardNegatives:
         embedder: None: there are no similar ones, only neighbours'.
         window: tokens in a window, as in `Sampling`.
         pool: how many windows are embedded.
+        folder: where the pool's vectors are kept, which caches of one text set can share; None:
+            the cache's.
         progress: show a progress bar while embedding.
     """
 
@@ -62,11 +65,13 @@ class HardNegatives:
         window: int = WINDOW,
         pool: int = 4096,
         seed: int = 0,
+        folder: Path | None = None,
         progress: bool = False,
     ):
         self.embedder = embedder
         self._cache, self._source, self._tokenizer = cache, source, tokenizer
         self._grid = cache.grid(window)
+        self._folder = folder or cache.folder
         self._window, self._size, self._seed, self._progress = window, pool, seed, progress
 
     def similar(self, texts: Sequence[str], among: NDArray[np.bool_], n: int) -> NDArray[np.int64]:
@@ -151,8 +156,8 @@ class HardNegatives:
                 parts.append(embedder.embed(self._tokenizer.batch_decode(ids)).half())
             return torch.cat(parts).numpy()
 
-        about = f"{embedder.name} {self._window} {self._size} {self._seed}"
-        return torch.from_numpy(self._kept(f"pool-{sha256(about.encode())[:12]}", embedded))
+        about = embedder.name.encode() + self._grid.hashes[self._pool].tobytes()
+        return torch.from_numpy(_kept(self._folder / f"pool-{sha256(about)[:16]}.npy", embedded))
 
     @cached_property
     def _sketches(self) -> NDArray[np.uint32]:
@@ -172,15 +177,15 @@ class HardNegatives:
                     _sketch(sketches, latents, self._grid.of(part))
             return sketches
 
-        return self._kept(f"sketches-{self._window}", sketched)
+        return _kept(self._cache.folder / f"sketches-{self._window}.npy", sketched)
 
-    def _kept(self, name: str, make: Callable[[], NDArray]) -> NDArray:
-        """An array of the cache's folder; made if it is not there."""
-        path = self._cache.folder / f"{name}.npy"
-        if not path.exists():
-            with full_disk(path), atomic(path) as temporary, temporary.open("wb") as file:
-                np.save(file, make())
-        return np.load(path)
+
+def _kept(path: Path, make: Callable[[], NDArray]) -> NDArray:
+    """An array on disk; made if it is not there."""
+    if not path.exists():
+        with full_disk(path), atomic(path) as temporary, temporary.open("wb") as file:
+            np.save(file, make())
+    return np.load(path)
 
 
 def _sketch(
