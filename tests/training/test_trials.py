@@ -70,6 +70,9 @@ def test_every_concept_and_its_controls_are_tried_and_kept(
     assert not list((out / "trial").iterdir())
     monkeypatch.setattr(trials, "train", None)
     assert rank(trial_recipe, concepts, validation, out) == found
+    few = rank(trial_recipe, concepts, validation, out, controls=0)
+    assert few.trials == found.trials[:2]
+    assert rank(trial_recipe, concepts, validation, out) == found  # its control is still known
 
 
 def test_a_killed_ranking_trains_what_is_left(

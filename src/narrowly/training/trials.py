@@ -34,7 +34,6 @@ UNDEFENDED = "(nothing)"
 """The trial in which no concept is ablated."""
 ENOUGH = 0.1
 """Share of what the undefended trial learned, below which another learned too little to tell."""
-
 TOKENS = 4096
 """Of a batch whose predictions are compared: the whole vocabulary's, of two models."""
 
@@ -199,7 +198,9 @@ def rank_by_effect(
     data = [fingerprint(held_out), fingerprint(elsewhere)]
     settings = hashlib.sha256(json.dumps([about, data], default=str).encode()).hexdigest()[:16]
     effects = Effects(settings=settings, steps=steps, by=by, trials=_load(out, settings))
-    done = {t.concept: t for t in effects.trials if t.directions == ablated.get(t.concept)}
+    # Trials of concepts not asked about now are kept; one of a concept found anew is not.
+    kept = [t for t in effects.trials if ablated.get(t.concept, t.directions) == t.directions]
+    done = {trial.concept: trial for trial in kept}
     for arm in track(list(arms), "trial fine-tunes", disable=not progress):
         if arm not in done:
             trial = _trial(recipe, arm, arms[arm], out / "trial", steps, centred)
@@ -257,14 +258,15 @@ def _trial(
 
 
 def _measured(recipe: Recipe, name: str, held_out: Dataset, elsewhere: Dataset) -> Trial:
-    output = Path(recipe.output)
+    output, longest = Path(recipe.output), recipe.training.get("max_length", 1024)
     with open_pair(recipe.model, str(output)) as pair:
-        narrow = tokenize(held_out, pair.tokenizer)
+        narrow = tokenize(held_out, pair.tokenizer, max_length=longest)
         with pair.base() as base:
             before = _loss(base, narrow)
         with pair.tuned() as tuned:
             learned = before - _loss(tuned, narrow)
-        changed = _change(pair, tokenize(elsewhere, pair.tokenizer))
+        broad = tokenize(elsewhere, pair.tokenizer, max_length=longest)
+        changed = _change(pair, broad)
     evals = {
         path.parent.name: {key: metric["mean"] for key, metric in read_json(path).items()}
         for path in sorted(output.glob("evals/*/summary.json"))
