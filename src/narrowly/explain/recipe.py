@@ -32,8 +32,8 @@ class ExplainRecipe(BaseModel):
         refine: how often the explainers see a reader's mistakes, on examples that are not scored.
         reader: who judges whether an explanation fits.
         scorers: how that is turned into numbers.
-        embedder: for hard negatives that read alike: "minilm", or any sentence-transformers model;
-            "none" leaves them to neighbouring latents.
+        embedder: for hard negatives that read alike: "minilm", any sentence-transformers model, or
+            "none", which leaves them to neighbouring latents. "minilm" where it is installed.
         controls: on how many latents control explanations are scored too; 0 on none.
         baselines: what else is explained and scored, as a control: latents of a random autoencoder
             of equal shape ("random_sae", with `sae`), or neurons of the layer ("neurons").
@@ -59,7 +59,7 @@ class ExplainRecipe(BaseModel):
     refine: int = Field(default=0, ge=0)
     reader: Entry = {"lexical": {}}
     scorers: list[Entry] = [{"detection": {}}, {"fuzzing": {}}]
-    embedder: str = "minilm"
+    embedder: str | None = None
     controls: int = Field(default=32, ge=0)
     baselines: list[Literal["random_sae", "neurons"]] = []
     strengths: list[float] = []
