@@ -114,19 +114,22 @@ class Cache:
         """
         if not self.dense:
             return self._sparse(latent)
-        positions, heights = self._projections(latent)
-        excess = heights - self.threshold(latent, window)
+        heights = self._projections(latent)
+        excess = heights - self._threshold(latent, window, heights)
         above = excess > 0
-        return positions[above], excess[above]
+        return self._dense_order[0][above], excess[above]
 
     def threshold(self, latent: int, window: int = WINDOW) -> float:
         """What the projection of a direction's end has to exceed; 0 for other latents."""
-        if not self.dense:
-            return 0.0
+        return self._threshold(latent, window) if self.dense else 0.0
+
+    def _threshold(
+        self, latent: int, window: int, heights: NDArray[np.float32] | None = None
+    ) -> float:
         key = latent, window
         if key not in self._thresholds:
-            positions, heights = self._projections(latent)
-            peaks = self.grid(window).peaks(positions, heights)
+            heights = self._projections(latent) if heights is None else heights
+            peaks = self.grid(window).peaks(self._dense_order[0], heights)
             self._thresholds[key] = peak_threshold(peaks[np.isfinite(peaks)])
         return self._thresholds[key]
 
@@ -150,18 +153,21 @@ class Cache:
             start, stop = self._read(shard, "offsets", latent, 2)
             found.append(self._read(shard, "positions", start, stop - start))
             values.append(self._read(shard, "values", start, stop - start))
-        return _ordered(found, values)
+        positions, order = _ordered(np.concatenate(found))
+        return positions, np.concatenate(values).astype(np.float32)[order]
 
-    def _projections(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The projections at all tokens read, with the sign of this end."""
+    def _projections(self, latent: int) -> NDArray[np.float32]:
+        """The projections at all tokens read, by position, with the sign of this end."""
         column, low = divmod(latent, 2)
-        found, values = [], []
-        for shard in self.shards:
-            n = shard.tokens
-            found.append(self._read(shard, "positions", 0, n))
-            values.append(self._read(shard, "values", column * n, n))
-        positions, heights = _ordered(found, values)
-        return positions, -heights if low else heights
+        values = [self._read(s, "values", column * s.tokens, s.tokens) for s in self.shards]
+        heights = np.concatenate(values).astype(np.float32)[self._dense_order[1]]
+        return -heights if low else heights
+
+    @cached_property
+    def _dense_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions of all tokens read, ascending, and where among the shards each stands."""
+        found = [self._read(shard, "positions", 0, shard.tokens) for shard in self.shards]
+        return _ordered(np.concatenate(found))
 
     def _read(self, shard: Shard, name: str, start: int, count: int) -> NDArray[Any]:
         # Not through a memory map: what it has touched would count as this process's memory.
@@ -394,9 +400,6 @@ def _resume(folder: Path, about: dict[str, Any]) -> list[Shard] | None:
     return [Shard(**shard) for shard in earlier["shards"]]
 
 
-def _ordered(
-    found: list[NDArray], values: list[NDArray]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    positions = np.concatenate(found).astype(np.int64)
+def _ordered(positions: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     order = np.argsort(positions, kind="stable")
-    return positions[order], np.concatenate(values).astype(np.float32)[order]
+    return positions[order].astype(np.int64), order

@@ -139,9 +139,11 @@ class DirectionSource:
     def cosines(self, latent: int) -> Float[Tensor, " n"]:
         """Of the direction of one with that of each; 0 where they lie at different sites."""
         one = self.latents[latent]
-        return torch.tensor(
-            [float(q.direction @ one.direction) if q.site == one.site else 0 for q in self.latents]
-        )
+        parts = []
+        for site, basis in self._bases.items():
+            same = basis.T @ one.direction if site == one.site else basis.new_zeros(basis.shape[1])
+            parts.append(torch.stack([same, -same], dim=1).flatten())
+        return torch.cat(parts)
 
 
 class SAESource:
