@@ -36,6 +36,8 @@ AWAY = (0.0, 0.25, 1.0)
 active, beside 1 near it: cross-validation tells."""
 FOLDS = 5
 SIZES = (5, 15, 50, 150)
+MARGIN = 0.015
+"""Nats by which a less simple rule must do better on windows left out."""
 WEIGHTY = 0.05
 """Nats of the least weight in the rule."""
 
@@ -47,7 +49,7 @@ PLAIN = 1.2
 NAMED = 8
 """Phrases that the sentence names."""
 
-NOISE = "its phrases do not tell apart the windows that were left out: likely noise"
+UNSURE = "its phrases did not tell apart windows that were left out: noise, or too few windows"
 
 
 @EXPLAINERS.register("lexical")
@@ -79,10 +81,11 @@ class Lexical(Explainer):
             return "no silent window to compare with"
         activating = [_Window(example) for example in evidence.activating]
         silent = [_Window(example) for example in evidence.silent]
-        phrases = _distinct(_phrases(activating, silent), self.phrases)
-        phrases, any_text, loss = _fitted(phrases, activating, silent)
+        active = np.arange(len(activating) + len(silent)) < len(activating)
+        known = _counted(_phrases(activating, silent), active)
+        phrases, any_text, loss = _fitted(known, activating, silent, self.phrases)
         # The weightiest first: those a text is known by, rather than those seen most.
-        phrases.sort(key=lambda phrase: (phrase.sure < PLAIN, -abs(phrase.weight), phrase.text))
+        phrases.sort(key=lambda phrase: (phrase.sure < PLAIN, -abs(phrase.weight)))
         speaking = [phrase for phrase in phrases if phrase.weight > 0]
         against = [phrase for phrase in phrases if phrase.weight < 0]
         if not speaking:
@@ -95,7 +98,7 @@ class Lexical(Explainer):
             text=text,
             by=self.name,
             weights=weights | {ANY_TEXT: round(any_text, 3)},
-            note="" if loss < log(2) else NOISE,
+            note="" if loss < log(2) else UNSURE,
         )
 
 
@@ -150,22 +153,24 @@ def _phrases(activating: Sequence[_Window], silent: Sequence[_Window]) -> list[_
                         phrase.at.add(number)
                     elif ahead[stop - 1]:
                         phrase.ahead.add(number)
-    phrases = list(known.values())
-    counts = np.array([[len(p.activating), len(p.silent)] for p in phrases], dtype=float)
-    weights, zs = _log_odds(counts[:, 0], counts[:, 1], len(activating), len(silent))
-    for phrase, weight, z in zip(phrases, weights.tolist(), zs.tolist(), strict=True):
-        phrase.weight, phrase.z = weight, z
+    return list(known.values())
+
+
+def _counted(phrases: list[_Phrase], active: Bool[np.ndarray, " windows"]) -> list[_Phrase]:
+    """The phrases with their log odds over the standard error.
+
+    Of being present in an activating window against a silent one; half a count is added to each of
+    the four counts (Jeffreys' prior).
+    """
+    here = np.array([len(phrase.activating) for phrase in phrases], dtype=float)
+    there = np.array([len(phrase.silent) for phrase in phrases], dtype=float)
+    yes, no = here + 0.5, active.sum() - here + 0.5
+    other_yes, other_no = there + 0.5, (~active).sum() - there + 0.5
+    error = np.sqrt(1 / yes + 1 / no + 1 / other_yes + 1 / other_no)
+    zs = (np.log(yes / no) - np.log(other_yes / other_no)) / error
+    for phrase, z in zip(phrases, zs.tolist(), strict=True):
+        phrase.z = z
     return phrases
-
-
-def _log_odds(
-    here: Float[np.ndarray, "*n"], there: Float[np.ndarray, "*n"], of_here: int, of_there: int
-) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
-    """Log odds of being present in `here` of some windows against `there` of others; and over the
-    standard error. Half a count is added everywhere (Jeffreys' prior)."""
-    cells = [here + 0.5, of_here - here + 0.5, there + 0.5, of_there - there + 0.5]
-    weight = np.log(cells[0] / cells[1]) - np.log(cells[2] / cells[3])
-    return weight, weight / np.sqrt(sum(1 / cell for cell in cells))
 
 
 def _distinct(phrases: Sequence[_Phrase], most: int) -> list[_Phrase]:
@@ -185,10 +190,11 @@ def _distinct(phrases: Sequence[_Phrase], most: int) -> list[_Phrase]:
     return chosen
 
 
-def _rank(phrase: _Phrase) -> tuple[float, int, str]:
+def _rank(phrase: _Phrase) -> tuple[float, int, int, str]:
     words = phrase.text.count(" ") + 1
     recurs = len(phrase.activating) + len(phrase.silent) > 1
-    return (-round(phrase.sure, 2), -words if recurs else words, phrase.text)
+    # Of phrases as sure, those the latent is active on; the longer, unless seen but once.
+    return (-round(phrase.sure, 2), -len(phrase.at), -words if recurs else words, phrase.text)
 
 
 def _is_filler(word: str) -> bool:
@@ -202,48 +208,60 @@ def _same(phrase: _Phrase, other: _Phrase) -> bool:
 
 
 def _fitted(
-    phrases: Sequence[_Phrase], activating: Sequence[_Window], silent: Sequence[_Window]
+    phrases: Sequence[_Phrase],
+    activating: Sequence[_Window],
+    silent: Sequence[_Window],
+    most: int,
 ) -> tuple[list[_Phrase], float, float]:
-    """The rule that does best on windows left out.
+    """The rule that does best on windows left out, whose words chose no phrase either.
 
     Returns:
         The phrases with their weights, the nats of a text with none of them, and the mean loss on
-        windows left out, in nats: log 2 is guessing, infinite where there are too few to leave out.
+        windows left out, in nats: log 2 where none does better than guessing.
     """
-    present = np.vstack([_present(phrases, activating), _present(phrases, silent)])
-    active = np.arange(len(present)) < len(activating)
-    beside = np.array([phrase.beside for phrase in phrases], dtype=bool)
-    # A phrase of two words that always stand together counts as both would.
-    words = np.array([phrase.text.count(" ") + 1 for phrase in phrases]) ** 0.5
+    windows = [*activating, *silent]
+    active = np.arange(len(windows)) < len(activating)
     fold = np.concatenate([np.arange(len(activating)), np.arange(len(silent))]) % FOLDS
-    folds = [
-        fold == i for i in range(FOLDS) if all(fits.any() for fits in _kinds(fold == i, active))
-    ]
-    sizes = sorted({min(size, len(phrases)) for size in (*SIZES, len(phrases))})
-    best, least = (AWAY[-1], sizes[-1]), np.inf
-    for away, size in product(AWAY, sizes) if len(folds) > 1 else ():
-        scale = (words * np.where(beside, 1.0, away))[:size]
-        losses = []
-        for held in folds:
-            weights, any_text = _logistic(present[~held, :size], scale, active[~held])
-            for kind in _kinds(held, active):
-                odds = present[kind, :size] @ weights + any_text
-                losses.append(np.logaddexp(0, np.where(active[kind], -odds, odds)).mean())
-        # The simpler of two that do about as well.
-        if np.mean(losses) < 0.98 * least:
-            best, least = (away, size), float(np.mean(losses))
-    away, size = best
-    scale = (words * np.where(beside, 1.0, away))[:size]
-    weights, any_text = _logistic(present[:, :size], scale, active)
-    kept = [replace(p, weight=w) for p, w in zip(phrases[:size], weights.tolist(), strict=True)]
+    losses: dict[tuple[float, int], list[float]] = defaultdict(list)
+    for held in (fold == i for i in range(FOLDS)):
+        kinds = held & active, held & ~active
+        if not all(part.any() for part in (*kinds, active & ~held, ~active & ~held)):
+            continue
+        known = _distinct(_counted(_left(phrases, held, len(activating)), active[~held]), most)
+        present = _present(known, windows)
+        for away, size in product(AWAY, (*SIZES, most)):
+            weights, any_text = _logistic(present[~held], _scale(known[:size], away), active[~held])
+            odds = present[:, : len(weights)] @ weights + any_text
+            loss = np.logaddexp(0, np.where(active, -odds, odds))
+            losses[away, size].append(float(np.mean([loss[kind].mean() for kind in kinds])))
+    away, size, least = AWAY[1], SIZES[2], log(2)
+    for choice, each in losses.items():
+        # The simpler of two that do about as well, if they do better than guessing.
+        if np.mean(each) < least - MARGIN:
+            (away, size), least = choice, float(np.mean(each))
+    known = _distinct(phrases, most)[:size]
+    weights, any_text = _logistic(_present(known, windows), _scale(known, away), active)
+    kept = [replace(p, weight=w) for p, w in zip(known, weights.tolist(), strict=True)]
     return [phrase for phrase in kept if abs(phrase.weight) >= WEIGHTY], any_text, least
 
 
-def _kinds(
-    held: Bool[np.ndarray, " windows"], active: Bool[np.ndarray, " windows"]
-) -> tuple[Bool[np.ndarray, " windows"], Bool[np.ndarray, " windows"]]:
-    """The activating windows among some, and the silent ones."""
-    return held & active, held & ~active
+def _left(
+    phrases: Sequence[_Phrase], held: Bool[np.ndarray, " windows"], activating: int
+) -> list[_Phrase]:
+    """The phrases as the windows that are not held out show them."""
+    out = set(np.flatnonzero(held[:activating]).tolist())
+    others = set(np.flatnonzero(held[activating:]).tolist())
+    return [
+        _Phrase(p.text, p.activating - out, p.silent - others, p.at - out, p.ahead - out)
+        for p in phrases
+    ]
+
+
+def _scale(phrases: Sequence[_Phrase], away: float) -> Float[np.ndarray, " phrases"]:
+    """The standard deviation of each phrase's weight before the data, in nats."""
+    # A phrase of two words that always stand together counts as both would.
+    scale = [(p.text.count(" ") + 1) ** 0.5 * (1.0 if p.beside else away) for p in phrases]
+    return np.array(scale, dtype=float)
 
 
 def _logistic(
@@ -256,7 +274,7 @@ def _logistic(
     Both kinds of window weigh as if they were equally many, so that 0 parts them. By Newton's
     method.
     """
-    features = present * scale
+    features = present[:, : len(scale)] * scale
     # Along other axes than those the windows span the weights stay 0.
     axes = np.eye(len(scale))
     if len(features) < len(scale):
