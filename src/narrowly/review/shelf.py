@@ -22,7 +22,7 @@ from narrowly.explain.record import Explained, ExplainedLatent, load_explained
 from narrowly.files import load_safetensors, read_json
 from narrowly.registry import unknown
 
-NEAREST = 8
+NEAREST, LEAST_COSINE = 8, 0.05
 
 
 class _Shape(BaseModel):
@@ -174,7 +174,8 @@ class Shelf:
         """The concepts whose directions lie nearest, over the sites that both have.
 
         The cosine of a direction and a subspace is the length of its projection on it; of two
-        directions it keeps its sign. The largest over directions and sites counts.
+        directions it keeps its sign. The largest over directions and sites counts; what is all but
+        orthogonal is left out.
         """
         with self._lock:
             bases = self._refreshed()
@@ -199,6 +200,7 @@ class Shelf:
         return [
             {"name": other, "cosine": max(-1.0, min(1.0, cosine)), "site": site}
             for other, (cosine, site) in ordered
+            if abs(cosine) >= LEAST_COSINE
         ]
 
     def _refreshed(self) -> dict[str, dict[str, Tensor]]:

@@ -58,7 +58,8 @@ export function number(value, digits = 3) {
   return text.replace("-", "−");
 }
 
-export const fixed = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
+export const fixed = (value, digits = 2) =>
+  value === null || value === undefined ? "–" : value.toFixed(digits).replace(/^-(0\.?0*)$/, "$1").replace("-", "−");
 export const signed = (value, digits = 2) => (value > 0 ? "+" : "") + fixed(value, digits);
 export const count = (value) => value.toLocaleString("en");
 export const plural = (value, noun) => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
@@ -88,7 +89,7 @@ export function dialog(title, ...content) {
   const element = byId("dialog");
   const close = h("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => element.close() }, "✕");
   element.setAttribute("aria-label", title);
-  element.replaceChildren(h("h2", {}, title), close, ...content);
+  element.replaceChildren(h("h2", { tabindex: "-1", autofocus: true }, title), close, ...content);
   if (!element.open) element.showModal();
   return element;
 }

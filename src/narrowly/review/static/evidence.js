@@ -107,15 +107,15 @@ export function readWindows(end) {
 // How often it is how active; counts on a logarithmic scale, for they span orders of magnitude.
 export function histogram(histogram, sign) {
   const { edges, counts, silent } = histogram;
-  const [width, height] = [360, 84];
+  const [width, tall] = [360, 84];
   const high = Math.log1p(Math.max(...counts, 1));
   const step = width / counts.length;
   const bars = counts.map((n, i) =>
     svg(
       "rect",
       {
-        x: (i * step + 0.5).toFixed(2), width: Math.max(step - 1, 0.5).toFixed(2), y: (height - (height * Math.log1p(n)) / high).toFixed(2),
-        height: ((height * Math.log1p(n)) / high).toFixed(2), class: sign > 0 ? "plus" : "minus",
+        x: (i * step + 0.5).toFixed(2), width: Math.max(step - 1, 0.5).toFixed(2), y: (tall - (tall * Math.log1p(n)) / high).toFixed(2),
+        height: ((tall * Math.log1p(n)) / high).toFixed(2), class: sign > 0 ? "plus" : "minus",
         "data-tip": `${number(edges[i])} to ${number(edges[i + 1])}: ${plural(n, "token")}`,
       },
     ),
@@ -124,8 +124,8 @@ export function histogram(histogram, sign) {
   return h(
     "figure",
     { class: "histogram" },
-    svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": `Histogram of ${plural(active, "active token")}` }, bars),
-    h("div", { class: "axis" }, h("span", {}, number(edges[0])), h("span", {}, number(edges.at(-1)))),
+    svg("svg", { viewBox: `0 0 ${width} ${tall}`, preserveAspectRatio: "none", role: "img", "aria-label": `Histogram of ${plural(active, "active token")}` }, bars),
+    h("div", { class: "axis" }, h("span", {}, height(edges[0])), h("span", {}, height(edges.at(-1)))),
     h("figcaption", {}, `Active at ${percent(active / Math.max(active + silent, 1))} of ${count(active + silent)} tokens. Counts on a log scale.`),
   );
 }

@@ -100,11 +100,12 @@ export function confusion(scores) {
     h(
       "table",
       { class: "confusion" },
+      h("colgroup", {}, h("col", { class: "scorer" }), groups.map((g) => h("col", { class: isActive(g) ? null : "silent" }))),
       h(
         "thead",
         {},
         h("tr", {}, h("td", {}), actives > 0 && h("th", { colspan: actives, scope: "colgroup" }, "active, strongest first"), groups.length > actives && h("th", { colspan: groups.length - actives, scope: "colgroup" }, "silent")),
-        h("tr", {}, h("td", {}), groups.map((g) => h("th", { scope: "col", title: g, class: isActive(g) ? null : "silent" }, { random: "any", similar: "alike", neighbour: "near" }[g] ?? g))),
+        h("tr", {}, h("td", {}), groups.map((g) => h("th", { scope: "col", title: g }, { random: "any", similar: "alike", neighbour: "near" }[g] ?? g))),
       ),
       h("tbody", {}, judged.map(([name, s]) => h("tr", {}, h("th", { scope: "row" }, name), groups.map((g) => cell(g, s.groups[g]))))),
     ),

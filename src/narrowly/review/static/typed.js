@@ -14,12 +14,15 @@ export function typed(view) {
   field.value = kept;
 
   function redraw() {
+    grow();
     if (!state.answer) return shown.replaceChildren();
     const { end } = view;
     const numbers = state.answer.projections[end.site]?.[end.direction] ?? [];
     const ends = view.endsHere();
-    // Above its threshold an end is active; where nobody set one, it begins at the centre.
-    const over = (one, p) => one.sign * p - (one.latent ? one.latent.threshold : one.sign * (one.reading?.centre ?? 0));
+    // Above its threshold an end is active; where there is none, from the centre on.
+    const heard = numbers.filter((p) => p !== null).sort((a, b) => a - b);
+    const centre = (one) => one.reading?.centre ?? heard[heard.length >> 1] ?? 0;
+    const over = (one, p) => one.sign * p - (one.latent && one.twoEnded ? one.latent.threshold : one.sign * centre(one));
     const values = numbers.map((p) => {
       if (p === null) return 0;
       const found = ends.map((one) => [one.sign, over(one, p)]).sort((a, b) => b[1] - a[1])[0];
@@ -30,7 +33,7 @@ export function typed(view) {
     const top = spoken.reduce((best, here) => (best === null || end.sign * here[0] > end.sign * best[0] ? here : best), null);
     const notes = [
       top && `${end.sign > 0 ? "Highest" : "Lowest"}: ${fixed(top[0])} at “${state.answer.pieces[top[1]].trim() || "␣"}”`,
-      end.latent && `active beyond ${fixed(end.sign * end.latent.threshold)}`,
+      end.latent && end.twoEnded && `active beyond ${fixed(end.sign * end.latent.threshold)}`,
       end.twoEnded ? null : "by its decoder’s direction, not its encoder",
       state.answer.cut && "only the first part was read",
     ].filter(Boolean);
@@ -61,10 +64,14 @@ export function typed(view) {
     }
   }
 
+  function grow() {
+    field.style.setProperty("height", "auto");
+    if (field.isConnected) field.style.setProperty("height", `${field.scrollHeight + 2}px`);
+  }
+
   function later() {
     kept = field.value;
-    field.style.setProperty("height", "auto");
-    field.style.setProperty("height", `${field.scrollHeight + 2}px`);
+    grow();
     clearTimeout(state.timer);
     state.timer = setTimeout(read, PAUSE);
   }
