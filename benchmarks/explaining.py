@@ -34,7 +34,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from narrowly.activations import Activations, OpenModel, stream
-from narrowly.explain.cache import collect
+from narrowly.explain.collect import collect
 from narrowly.explain.examples import Sampling, draw
 from narrowly.explain.latents import Latent
 from narrowly.interventions import layer

@@ -11,8 +11,9 @@ import torch
 
 from narrowly.concepts import Concept, Provenance, Subspace
 from narrowly.errors import NarrowlyError
-from narrowly.explain import cache as caching
-from narrowly.explain.cache import collect, load_cache
+from narrowly.explain import collect as collecting
+from narrowly.explain.cache import load_cache
+from narrowly.explain.collect import collect
 from narrowly.explain.latents import DirectionSource
 from narrowly.explain.threshold import peak_threshold
 from narrowly.interventions import capture
@@ -42,7 +43,7 @@ def check(cache, source):
 @pytest.mark.parametrize("batch_tokens", [1, 70, 10_000])
 @pytest.mark.parametrize("shard", [1, 20, 1 << 22])
 def test_what_is_looked_up_is_what_was_read(tmp_path, monkeypatch, batch_tokens, shard):
-    monkeypatch.setattr(caching, "SHARD", shard)
+    monkeypatch.setattr(collecting, "SHARD", shard)
     rows, source = planted()
     cache = collect(source, opened(), rows, tmp_path / "c", batch_tokens=batch_tokens)
     check(cache, source)
@@ -56,7 +57,7 @@ def test_what_is_looked_up_is_what_was_read(tmp_path, monkeypatch, batch_tokens,
 
 
 def test_tokens_are_stored_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(caching, "SHARD", 20)
+    monkeypatch.setattr(collecting, "SHARD", 20)
     rows, source = planted()
     cache = collect(source, opened(), rows, tmp_path / "c", batch_tokens=70)
     assert [t for row in rows["input_ids"] for t in row] == cache.tokens.tolist()
@@ -100,7 +101,7 @@ def test_a_finished_folder_is_not_read_again_and_other_data_are_refused(tmp_path
 
 @pytest.mark.parametrize("after", [1, 2, 4])
 def test_a_kill_loses_one_shard_at_most(tmp_path, monkeypatch, after):
-    monkeypatch.setattr(caching, "SHARD", 1)  # every batch has its own
+    monkeypatch.setattr(collecting, "SHARD", 1)  # every batch has its own
     rows, source = planted()
     folder = tmp_path / "c"
     child = os.fork()
@@ -130,7 +131,7 @@ def test_a_kill_loses_one_shard_at_most(tmp_path, monkeypatch, after):
 
 def test_a_kill_before_the_first_shard_leaves_nothing_in_the_way(tmp_path, monkeypatch):
     rows, source = planted()
-    monkeypatch.setattr(caching, "_write_index", lambda *_: 1 / 0)
+    monkeypatch.setattr(collecting, "_write_index", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         collect(source, opened(), rows, tmp_path / "c")
     monkeypatch.undo()
@@ -175,7 +176,7 @@ def concept(rank=2, sites=("layer:0", "layer:1")):
 
 @pytest.mark.parametrize("shard", [1, 1 << 22])
 def test_both_ends_of_directions(tmp_path, monkeypatch, shard):
-    monkeypatch.setattr(caching, "SHARD", shard)
+    monkeypatch.setattr(collecting, "SHARD", shard)
     rows, model, evil = token_rows(LENGTHS), opened(), concept()
     source = DirectionSource([evil])
     cache = collect(source, model, rows, tmp_path / "c", batch_tokens=70)
@@ -229,7 +230,7 @@ class Busy(Planted):
 
 
 def test_memory_does_not_grow_with_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(caching, "SHARD", 40_000)
+    monkeypatch.setattr(collecting, "SHARD", 40_000)
     model, many = opened(), (65_536, 262_144)
     peaks = []
     for tokens in (2_048, *many):  # the first to warm up

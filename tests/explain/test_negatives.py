@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from narrowly.explain import cache as caching
-from narrowly.explain.cache import collect
+from narrowly.explain import collect as collecting
+from narrowly.explain.collect import collect
 from narrowly.explain.negatives import HardNegatives
 from narrowly.saes import SparseLatents
 from tests.explain.planted import Planted, opened, token_rows
@@ -34,7 +34,7 @@ class First:
 @pytest.fixture
 def collected(tmp_path, monkeypatch):
     """Latents 0 and 1 share three quarters of their windows, 2 and 3 none; 4 is never active."""
-    monkeypatch.setattr(caching, "SHARD", 100)
+    monkeypatch.setattr(collecting, "SHARD", 100)
     rows = token_rows([WINDOW] * N)
     table = torch.zeros(N, WINDOW, 5)
     table[0:80, 3, 0] = 1

@@ -41,9 +41,9 @@ class Sampling(BaseModel):
     """Activating windows for the scorers; and as many silent ones."""
     quantiles: PositiveInt = 10
     """Parts of equal size of the activating windows, by their peaks."""
-    hard: float = Field(0.5, ge=0, le=1)
+    hard: float = Field(default=0.5, ge=0, le=1)
     """Share of the silent windows that are hard: alike in text, or a neighbour's."""
-    min_windows: int = Field(20, ge=2)
+    min_windows: int = Field(default=20, ge=2)
     """A latent active in fewer different windows is not explained."""
     seed: int = 0
 

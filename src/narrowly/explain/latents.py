@@ -87,7 +87,7 @@ class DirectionSource:
     """
 
     skip_first = 0
-    max_norm = None
+    max_norm: float | None = None
 
     def __init__(self, concepts: Sequence[Concept], sites: Sequence[Site] | None = None):
         asked = None if sites is None else {str(site) for site in sites}

@@ -42,7 +42,7 @@ class NeuronSource:
     """
 
     skip_first = 0
-    max_norm = None
+    max_norm: float | None = None
 
     def __init__(
         self, model: nn.Module, layer: int, top: int = 32, neurons: Sequence[int] | None = None

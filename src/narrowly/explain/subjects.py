@@ -16,7 +16,8 @@ from narrowly.concepts import Concept, load_concepts, save_concepts
 from narrowly.concepts.concept import Provenance
 from narrowly.concepts.latents import PlacedSAE, latent_concept, latent_of, place
 from narrowly.errors import NarrowlyError
-from narrowly.explain.cache import Cache, collect
+from narrowly.explain.cache import Cache
+from narrowly.explain.collect import collect
 from narrowly.explain.embedding import Embedder
 from narrowly.explain.examples import Draw, draw
 from narrowly.explain.latents import DirectionSource, Latent, SAESource, Source, random_sae
