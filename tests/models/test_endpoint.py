@@ -43,7 +43,7 @@ def endpoint(server, folder, **fields):
 
 
 def test_replies_come_in_order_and_are_asked_once(tmp_path):
-    with Server() as server:
+    with Server(delay=0.02) as server:
         model = endpoint(server, tmp_path, concurrency=4)
         first = model.ask([*requests(30), *requests(5)])
         again = endpoint(server, tmp_path).ask(requests(30))
@@ -375,7 +375,7 @@ def test_likelihoods_of_given_text(tmp_path):
 
 
 CLIENT = """
-import sys
+import os, sys
 from narrowly.models.chat import Request
 from narrowly.models.endpoint import Endpoint
 
@@ -383,7 +383,10 @@ url, folder, n = sys.argv[1:]
 model = Endpoint(model="m", url=url, cache=folder, concurrency=4)
 requests = [Request(({"role": "user", "content": f"question {i}"},)) for i in range(int(n))]
 print("asking", flush=True)
-replies = model.ask(requests)
+try:
+    replies = model.ask(requests)
+except KeyboardInterrupt:
+    os._exit(130)  # taking torch's modules down can take seconds on a busy machine
 assert [reply.text for reply in replies] == [f"reply to: question {i}" for i in range(int(n))]
 """
 
@@ -447,8 +450,7 @@ def test_ctrl_c_stops_in_two_seconds_and_keeps_what_came(tmp_path, trouble):
         process.send_signal(signal.SIGINT)
         process.wait(10)
         assert time.monotonic() - start < 2
-        assert b"KeyboardInterrupt" in process.stderr.read()
-    assert process.returncode != 0
+    assert process.returncode == 130
     assert kept(tmp_path).fetchone()[0] >= 20
 
 
