@@ -6,12 +6,16 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from narrowly.explain.metrics import Estimate, mean_over_latents
 from narrowly.explain.readers import Reader
 from narrowly.explain.record import Explanation, ScoreResult
 from narrowly.explain.scorers import Item, Scorer
-from narrowly.explain.words import words_of
+from narrowly.explain.words import ANY_TEXT, content_words, words_of
+
+NAMED = 12
+"""Words that a random explanation's text names at most."""
 
 
 def random_explanation(items: Sequence[Item], seed: int = 0) -> list[Item]:
@@ -25,27 +29,22 @@ def random_explanation(items: Sequence[Item], seed: int = 0) -> list[Item]:
         rng = random.Random(f"random explanation/{seed}/{item.latent.name}")
         kinds = (item.activating, item.silent)
         pools = [sorted({w for e in examples for w in words_of(e.text)}) for examples in kinds]
-        weights = list(item.explanation.weights.values())
-        size = len(weights) or len(words_of(item.explanation.text)) or 1
-        words = list(
-            dict.fromkeys(
-                rng.choice(pool)
-                for i in range(4 * size)
-                if (pool := pools[i % 2] or pools[1 - i % 2])
-            )
-        )[:size]
-        rng.shuffle(weights)
+        pools = [rng.sample(pool, len(pool)) for pool in pools if pool]
+        # The two in turn, as far as both reach.
+        mixed = dict.fromkeys(word for pair in zip_longest(*pools) for word in pair if word)
+        rule = dict(item.explanation.weights)
+        any_text = {ANY_TEXT: rule.pop(ANY_TEXT)} if ANY_TEXT in rule else {}
+        words = list(mixed)[: len(rule) or len(content_words(item.explanation.text)) or 1]
+        weights = rng.sample(list(rule.values()), len(rule))
+        # A rule's sentence says before its first word where the words stand.
+        frame = item.explanation.text.split("“")[0] if rule else ""
         explanation = Explanation(
-            text=", ".join(f"“{word}”" for word in words[:NAMED]),
+            text=frame + ", ".join(f"“{word}”" for word in words[:NAMED]),
             by="control: random words",
-            weights=dict(zip(words, weights, strict=False)),
+            weights=dict(zip(words, weights, strict=False)) | any_text,
         )
         drawn.append(replace(item, explanation=explanation))
     return drawn
-
-
-NAMED = 12
-"""Words that a random explanation's text names at most."""
 
 
 def shuffled(items: Sequence[Item], seed: int = 0) -> list[Item | None]:

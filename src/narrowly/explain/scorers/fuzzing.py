@@ -60,7 +60,8 @@ class Fuzzing(Scorer):
             ]
         else:
             # By peak, every second one: both halves hold every quantile.
-            ordered = sorted(item.activating, key=lambda example: example.peak)
+            mixed = rng.sample(item.activating, len(item.activating))
+            ordered = sorted(mixed, key=lambda example: example.peak)
             right = tuple(ordered[::2])
             wrong = [
                 Judged(Passage(example.pieces, elsewhere), False, "wrong marks")

@@ -104,9 +104,9 @@ def _natural(group: str) -> tuple[int, int, str]:
 
 
 def _why_not(judged: Sequence[Judged], read: Sequence[tuple[Judged, float]]) -> str:
-    for fits, kind in ((True, "activating"), (False, "silent")):
+    kinds = ((True, "activating"), (False, "silent"))
+    for fits, kind in kinds:
         if not any(j.fits == fits for j in judged):
             return f"no {kind} example to score"
-        if not any(j.fits == fits for j, _ in read):
-            return f"of the {kind} examples no judgment could be read"
-    return ""
+    unread = [kind for fits, kind in kinds if not any(j.fits == fits for j, _ in read)]
+    return f"of the {unread[0]} examples no judgment could be read" if unread else ""
