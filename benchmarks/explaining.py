@@ -9,7 +9,7 @@ as Delphi does: all coordinates in memory, then for each latent an object per ac
 with its tokens and activations. Both finish what they keep: on disk, and in memory.
 
 Memory is the peak of a process of its own, rows of tokens included, at two sizes; the line through
-both is drawn on to 10 million tokens.
+both is drawn on to 10 million tokens. Linux only.
 """
 
 import argparse
@@ -192,30 +192,32 @@ def speed(options: Any) -> dict[str, float]:
 
 
 def run_alone(tokens: int, latents: int) -> None:
-    """Collect in this process, look up a few latents, and tell the peak of its memory."""
-    model, rows, source = make_model(), make_rows(tokens), Made(latents)
-    with tempfile.TemporaryDirectory() as folder:
-        cache = collect(source, model, rows, folder)
+    """Collect in this process, look up a few latents, and tell how far its memory went."""
+    model, source = make_model(), Made(latents)
+    with tempfile.TemporaryDirectory() as temporary:
+        few = collect(source, model, make_rows(ROW), Path(temporary, "few"))  # code comes in
+        few.grid(WINDOW)
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of importing
+        before = peak_mib()
+        cache = collect(source, model, make_rows(tokens), Path(temporary, "all"))
         for latent in range(0, latents, latents // 20):
             cache.grid(WINDOW).peaks(*cache.active(latent))
         assert draw(cache, 0, Sampling(), model.tokenizer).windows
-    print(json.dumps(peak_mib()))
+    print(json.dumps([before, peak_mib()]))
 
 
 def memory(options: Any) -> dict[str, float]:
-    """The peak at each size, and on the line through them at `MANY` tokens, in MiB."""
-    peaks = {}
+    """Before, at the peak of each size, and on the line through both at `MANY` tokens, in MiB."""
+    figures: dict[str, float] = {}
     for tokens in SIZES:
         command = [sys.executable, __file__, "--alone", str(tokens), str(options.latents)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        peaks[tokens] = json.loads(done.stdout.splitlines()[-1])
+        figures["before"], figures[f"{tokens}"] = json.loads(done.stdout.splitlines()[-1])
     first, last = SIZES
-    slope = (peaks[last] - peaks[first]) / (last - first)
-    return {
-        **{f"{tokens}": peak for tokens, peak in peaks.items()},
-        "bytes_per_token": slope * 2**20,
-        f"{MANY}": peaks[last] + slope * (MANY - last),
-    }
+    slope = (figures[f"{last}"] - figures[f"{first}"]) / (last - first)
+    many = figures[f"{last}"] + slope * (MANY - last)
+    return figures | {"bytes_per_token": slope * 2**20, f"{MANY}": many}
 
 
 def markdown(record: dict[str, Any], name: str) -> str:
@@ -245,6 +247,7 @@ def markdown(record: dict[str, Any], name: str) -> str:
         "",
         "| tokens | peak MiB |",
         "|---|---|",
+        f"| none: torch, transformers and a model | {m['before']:.0f} |",
         *(f"| {size:,} | {m[str(size)]:.0f} |" for size in SIZES),
         f"| {MANY:,}, extrapolated by {m['bytes_per_token']:.0f} bytes a token | "
         f"{m[str(MANY)]:.0f} |",
