@@ -151,8 +151,23 @@ class Shelf:
             "reading": reading.model_dump(mode="json")["directions"] if reading else [],
             "explained": None if explained is None else _outline(explained),
             "nearest": nearest,
+            "controls": self.controls(),
             "problems": problems,
         }
+
+    def controls(self) -> dict[str, dict[str, float]]:
+        """By scorer, what control explanations reach on average over the folder's latents.
+
+        Controls are scored for a sample of the latents; the others are seen beside these means.
+        """
+        try:
+            scorers = read_json(self.folder / "explaining.json")["scorers"]
+            return {
+                scorer: {name: float(mean["value"]) for name, mean in about["controls"].items()}
+                for scorer, about in scorers.items()
+            }
+        except (NarrowlyError, LookupError, TypeError, AttributeError):
+            return {}  # not explained as a folder
 
     def explained(self, name: str) -> Explained | None:
         """What explaining found out about a concept."""

@@ -95,11 +95,14 @@ export class ConceptView {
 
   #meaning() {
     const { explanation, explained_by: by } = this.detail;
+    const long = explanation.length > 160;
+    const words = h("p", { class: `words${explanation ? "" : " none"}${long ? " long clamped" : ""}`, dir: "auto" }, explanation ? visible(explanation, true) : "Not explained yet.");
+    const whole = h("button", { type: "button", class: "plain", onclick: () => { words.classList.remove("clamped"); whole.remove(); } }, "All of it");
     return h(
       "div",
       { id: "meaning", class: "meaning" },
-      h("p", { class: `words${explanation ? "" : " none"}`, dir: "auto" }, explanation ? visible(explanation, true) : "Not explained yet."),
-      h("p", { class: "author" }, by && `by ${by} `, h("button", { type: "button", class: "plain", id: "edit", onclick: () => this.edit(), title: "Say it in your own words (e)" }, explanation ? "Edit" : "Explain")),
+      words,
+      h("p", { class: "author" }, by && `by ${by} `, h("button", { type: "button", class: "plain", id: "edit", onclick: () => this.edit(), title: "Say it in your own words (e)" }, explanation ? "Edit" : "Explain"), long && [" · ", whole]),
     );
   }
 
@@ -163,6 +166,7 @@ export class ConceptView {
       { type: "button", class: `card ${end.sign > 0 ? "plus" : "minus"}`, "aria-pressed": String(end === this.end), "data-latent": end.key, onclick: () => this.choose(end) },
       h("span", { class: "which" }, endName(end), latent && h("span", {}, ` active in ${plural(latent.windows, "window")}, ${percent(latent.tokens / Math.max(latent.of_tokens, 1))} of tokens`)),
       h("span", { class: `says${explanation && !latent.skipped ? "" : " none"}`, dir: "auto" }, visible(words, true)),
+      explanation?.note && h("span", { class: "caveat" }, explanation.note),
       h("span", { class: "brief" }, explanation && `${explanation.by} `, scores.slice(0, 4).map(([name, s]) => h("span", {}, `${name} `, h("b", {}, fixed(s.value))))),
     );
   }
@@ -224,7 +228,7 @@ export class ConceptView {
     const parts = [];
     if (end.latent) {
       const scores = scoresOf(end.latent);
-      if (scores.length) parts.push(block("Can it be believed?", null, scorePlot(scores)));
+      if (scores.length) parts.push(block("Can it be believed?", null, scorePlot(scores, this.detail.controls)));
       const table = confusion(scores);
       if (table) parts.push(block("Judged right, percent", null, table));
       parts.push(...this.#others());
@@ -237,13 +241,12 @@ export class ConceptView {
   // Further explanations of the same end, each with its own scores.
   #others() {
     const [first, ...others] = this.end.latent.explanations;
-    const notes = first?.note ? [h("p", { class: "hint" }, first.note)] : [];
     const told = others.map((other) =>
       h("div", { class: "other" }, h("p", { dir: "auto" }, visible(other.text)), h("p", { class: "author" }, `${other.by} `, scoresOf(this.end.latent, other.by).map(([name, s]) => h("span", {}, `${name} `, h("b", {}, fixed(s.value)), " ")))),
     );
     const rule = Object.entries(first?.weights ?? {}).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 12);
     return [
-      ...(told.length || notes.length ? [block("Other explanations", null, ...notes, ...told)] : []),
+      ...(told.length ? [block("Other explanations", null, ...told)] : []),
       ...(rule.length ? [block("As a rule", "Log odds of each word for activation, in nats.", h("ul", { class: "rule" }, rule.map(([word, w]) => h("li", {}, h("bdi", {}, visible(word)), h("span", {}, signed(w, 1))))))] : []),
     ];
   }

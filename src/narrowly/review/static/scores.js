@@ -21,7 +21,12 @@ export function scoresOf(latent, author = null) {
     .map(([key, score]) => [key.split("/")[0], score]);
 }
 
-export function scorePlot(scores) {
+// `means`: what controls reach on average in this folder, for a latent without its own.
+export function scorePlot(scores, means = {}) {
+  scores = scores.map(([name, score]) => {
+    const own = Object.keys(score.controls).length > 0;
+    return [name, own ? score : { ...score, controls: means[name] ?? {}, borrowed: true }];
+  });
   const units = new Map();
   for (const entry of scores) {
     const unit = /accuracy|AUROC/.test(entry[1].metric) ? "share" : entry[1].metric;
@@ -32,13 +37,14 @@ export function scorePlot(scores) {
     { class: "scores" },
     [...units.values()].flatMap((group) => group.map(([name, score]) => row(name, score, ends(group)))),
     scores.some(([, s]) => Object.keys(s.controls).length) &&
-      h("p", { class: "key" }, h("span", { class: "dot" }), "score, 95 % interval ", h("span", { class: "control" }), "controls ", h("span", { class: "chance" }), "chance"),
+      h("p", { class: "key" }, h("span", { class: "dot" }), "score, 95 % interval ", h("span", { class: "control" }), scores.some(([, s]) => s.borrowed && Object.keys(s.controls).length) ? "controls, mean of this folder " : "controls ", h("span", { class: "chance" }), "chance"),
   );
 }
 
 function row(name, score, [low, high]) {
   const at = (value) => `${(100 * Math.min(Math.max((value - low) / (high - low), 0), 1)).toFixed(2)}%`;
   const controls = Object.entries(score.controls);
+  const whose = (key) => `${key.replaceAll("_", " ")} control${score.borrowed ? ", mean of this folder" : ""}`;
   const best = controls.length ? Math.max(...controls.map(([, v]) => v)) : null;
   const above = best === null || score.value === null ? null : score.value - best;
   const judged = score.scored + score.unparsed;
@@ -52,7 +58,7 @@ function row(name, score, [low, high]) {
   const told = [
     `${name}: ${fixed(score.value)}`,
     score.low === null ? null : `interval ${fixed(score.low)} to ${fixed(score.high)}`,
-    ...controls.map(([key, v]) => `${key.replaceAll("_", " ")} control ${fixed(v)}`),
+    ...controls.map(([key, v]) => `${whose(key)} ${fixed(v)}`),
   ].filter(Boolean).join("; ");
   return h(
     "div",
@@ -64,7 +70,7 @@ function row(name, score, [low, high]) {
       score.metric in CHANCE && h("span", { class: "chance", vars: { "--x": at(CHANCE[score.metric]) } }),
       !(score.metric in CHANCE) && low < 0 && h("span", { class: "chance", vars: { "--x": at(0) } }),
       score.low !== null && h("span", { class: "range", vars: { "--x": at(score.low), "--y": at(score.high) } }),
-      controls.map(([key, v]) => h("span", { class: "control", vars: { "--x": at(v) }, "data-tip": `${key.replaceAll("_", " ")} control: ${fixed(v, 3)}` })),
+      controls.map(([key, v]) => h("span", { class: `control${score.borrowed ? " borrowed" : ""}`, vars: { "--x": at(v) }, "data-tip": `${whose(key)}: ${fixed(v, 3)}` })),
       score.value !== null && h("span", { class: "dot", vars: { "--x": at(score.value) }, "data-tip": told }),
     ),
     h("span", { class: "number" }, fixed(score.value)),
