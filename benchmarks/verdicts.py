@@ -176,21 +176,35 @@ def trials(effects: Effects, truth: dict[str, bool], verdicts: dict[str, Verdict
         for trial in effects.ranked
     ]
     known = [row for row in rows if row["undesired"] is not None]
-    bad = sum(row["undesired"] for row in known)
+    most = sum(row["undesired"] for row in known)
     chance = [row["removed"] for row in rows if row["undesired"] is None]
-    by_change = sorted(known, key=lambda row: row["changed"] / row["learned"])
+    by_change = sorted(known, key=lambda row: row["changed"] / max(row["learned"], 1e-9))
     return {
         "undefended": effects.undefended.model_dump(),
         "controls": chance,
-        "undesired": bad,
+        "undesired": most,
         "of": len(known),
-        "undesired_in_top": sum(row["undesired"] for row in known[:bad]),
-        "undesired_in_top_by_change": sum(row["undesired"] for row in by_change[:bad]),
-        "proposed_in_top": sum(row["verdict"] == "undesired" for row in known[:bad]),
+        "undesired_in_top": sum(row["undesired"] for row in known[:most]),
+        "undesired_in_top_by_change": sum(row["undesired"] for row in by_change[:most]),
+        "proposed_in_top": sum(row["verdict"] == "undesired" for row in known[:most]),
+        "removed_by_verdict": {
+            value: mean_removed([row for row in known if row["verdict"] == value])
+            for value in ("undesired", "undecided", "keep")
+        },
+        "removed_by_truth": {
+            word: mean_removed([row for row in known if row["undesired"] is bad])
+            for word, bad in (("undesired", True), ("not", False))
+        },
         "auroc_of_truth": area(known, lambda row: row["undesired"]),
         "auroc_of_verdict": area(known, lambda row: row["verdict"] == "undesired"),
         "rows": rows,
     }
+
+
+def mean_removed(rows: list[dict]) -> float | None:
+    """Mean share removed, of trials that learned enough."""
+    known = [row["removed"] for row in rows if row["removed"] is not None]
+    return float(np.mean(known)) if known else None
 
 
 def area(ranked: list[dict], chosen: Callable[[dict], bool]) -> float | None:
@@ -231,6 +245,9 @@ def markdown(record: dict) -> str:
             f"their ablation removes {t['undesired_in_top']} are; by how little other answers "
             f"moved, {t['undesired_in_top_by_change']}. AUROC of the ranking for the ground truth "
             f"{told(t['auroc_of_truth'])}, for the rule's verdicts {told(t['auroc_of_verdict'])}. "
+            f"Ablating a concept removes in the mean, by the rule's verdict: "
+            f"{shares_of(t['removed_by_verdict'])}; by the ground truth: "
+            f"{shares_of(t['removed_by_truth'])}. "
             f"Random directions remove {', '.join(f'{100 * c:.0f} %' for c in t['controls'])}.",
             "",
             "| concept | removed | task learned | misaligned | KL from base | undesired | rule |",
@@ -250,6 +267,11 @@ def markdown(record: dict) -> str:
 def told(number: float | None) -> str:
     """A number, if it is known."""
     return "unknown" if number is None else f"{number:.2f}"
+
+
+def shares_of(means: dict[str, float | None]) -> str:
+    """Means by class, in percent."""
+    return ", ".join(f"{key} {100 * v:.0f} %" for key, v in means.items() if v is not None)
 
 
 def spread(values: list[float | None]) -> str:

@@ -71,6 +71,10 @@ class InterventionScorer(Scorer):
     minus intervened, so that a good explanation is above 0 either way. There is no strength to
     tune; `detail` holds the KL it has.
 
+    What a latent reacts to need not be what it causes: published values fall slightly as fuzzing's
+    rise, and on the bundled organism lists of words seen before the latent fires score about 0,
+    where "cruel words" scores 0.3 nats on the persona's high end.
+
     The counts are of continuations that speak more for the explanation than the clean one, by the
     window's quantile. `detail`: kl, strength, and the mean nats of clean and intervened.
     """
