@@ -176,7 +176,8 @@ def markdown(record: dict[str, Any]) -> str:
         "mean of "
         f"{record['settings']['latents']} latents.",
         "",
-        f"## {PER_PROMPT} contexts in a prompt, as published: equal accuracy where errors depend on that alone",
+        f"## {PER_PROMPT} contexts in a prompt, as published: equal accuracy where errors depend "
+        "on that alone",
         "",
         "| scorer | sent | of it shared with the prompt before | received | published: sent | "
         "shared | received | all, of published | sent and not shared, of published |",
