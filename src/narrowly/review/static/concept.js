@@ -95,6 +95,13 @@ export class ConceptView {
 
   #meaning() {
     const { explanation, explained_by: by } = this.detail;
+    const apart = this.ends?.filter((end) => end.latent?.explanations.length).length > 1;
+    if (/^explainer\b/.test(by) && apart)
+      return h(
+        "div",
+        { id: "meaning", class: "meaning" },
+        h("p", { class: "author" }, `Explained end by end, by ${by.replace(/^explainer: /, "")}. `, h("button", { type: "button", class: "plain", id: "edit", onclick: () => this.edit(), title: "What the concept means as a whole (e)" }, "Say it in your own words")),
+      );
     const long = explanation.length > 160;
     const words = h("p", { class: `words${explanation ? "" : " none"}${long ? " long clamped" : ""}`, dir: "auto" }, explanation ? visible(explanation, true) : "Not explained yet.");
     const whole = h("button", { type: "button", class: "plain", onclick: () => { words.classList.remove("clamped"); whole.remove(); } }, "All of it");
@@ -102,7 +109,7 @@ export class ConceptView {
       "div",
       { id: "meaning", class: "meaning" },
       words,
-      h("p", { class: "author" }, by && `by ${by} `, h("button", { type: "button", class: "plain", id: "edit", onclick: () => this.edit(), title: "Say it in your own words (e)" }, explanation ? "Edit" : "Explain"), long && [" · ", whole]),
+      h("p", { class: "author" }, by && `by ${by.replace(/^explainer: /, "")} `, h("button", { type: "button", class: "plain", id: "edit", onclick: () => this.edit(), title: "Say it in your own words (e)" }, explanation ? "Edit" : "Explain"), long && [" · ", whole]),
     );
   }
 
@@ -126,7 +133,7 @@ export class ConceptView {
       h("p", { class: "author" }, h("button", { type: "button", class: "solid", onclick: save }, "Save"), " ", h("button", { type: "button", onclick: done }, "Cancel"), h("span", {}, " Ctrl ↵ saves, Esc leaves it as it was")),
     );
     field.focus();
-    field.setSelectionRange(field.value.length, field.value.length);
+    field.select();
   }
 
   #body() {

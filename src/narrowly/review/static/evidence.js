@@ -10,8 +10,9 @@ const KINDS = {
 
 // One line of text; `values` beside `pieces` from 0 to `most`, of either sign.
 export function marked(pieces, values, most, told = (value) => number(value)) {
-  const nodes = pieces.map((piece, i) => {
+  const nodes = pieces.map((whole, i) => {
     const value = values[i];
+    const piece = i === 0 ? whole.replace(/^ +(?=.)/, "") : whole;
     if (!piece || !value) return visible(piece);
     const strength = Math.min(Math.abs(value) / (most || 1), 1);
     const space = /^ */.exec(piece)[0]; // unmarked, or a line would end in the colour of the next

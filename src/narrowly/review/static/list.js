@@ -183,7 +183,7 @@ export class List {
 
   #row(concept, at) {
     const value = this.score ? scoreOf(concept, this.score) : null;
-    const about = concept.problem ?? (concept.explanation || `${concept.finder}, ${places(Object.keys(concept.sites))}`);
+    const about = concept.problem ?? (concept.explanation?.replace(/^\S+\/\d+[+-]: /, "") || `${concept.finder}, ${places(Object.keys(concept.sites))}`);
     return h(
       "div",
       {

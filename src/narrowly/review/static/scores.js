@@ -37,7 +37,7 @@ export function scorePlot(scores, means = {}) {
     { class: "scores" },
     [...units.values()].flatMap((group) => group.map(([name, score]) => row(name, score, ends(group)))),
     scores.some(([, s]) => Object.keys(s.controls).length) &&
-      h("p", { class: "key" }, h("span", { class: "dot" }), "score, 95 % interval ", h("span", { class: "control" }), scores.some(([, s]) => s.borrowed && Object.keys(s.controls).length) ? "controls, mean of this folder " : "controls ", h("span", { class: "chance" }), "chance"),
+      h("p", { class: "key" }, h("span", { class: "dot" }), "score, 95 % interval ", h("span", { class: "control" }), scores.some(([, s]) => s.borrowed && Object.keys(s.controls).length) ? "controls, folder’s mean " : "controls ", h("span", { class: "chance" }), "chance"),
   );
 }
 
