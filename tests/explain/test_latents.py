@@ -123,6 +123,17 @@ def test_a_random_autoencoder_of_equal_shape_and_rule(rule):
         assert one.rule.k == sae.rule.k
 
 
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "gated"])
+def test_a_random_autoencoder_fires_as_often(rule):
+    sae = sae_for_tests(rule, d=32)
+    x = torch.randn(300, 32)
+    rates, control = ((a.encode(x) > 0).float().mean(dim=0) for a in (sae, random_sae(sae, 1, x)))
+    if sae.threshold_rule:
+        torch.testing.assert_close(control, rates, atol=0.005, rtol=0)
+    else:
+        torch.testing.assert_close(control.sum(), rates.sum(), atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "qwen2_moe"])
 def test_neurons(architecture):
     model = tiny_model(architecture)

@@ -246,23 +246,40 @@ def only(found: SparseLatents, index: Tensor, n: int) -> SparseLatents:
     return SparseLatents(found.tokens[kept], new[kept], found.values[kept], (found.shape[0], n))
 
 
-def random_sae(sae: SAE, seed: int = 0) -> SAE:
+@torch.no_grad()
+def random_sae(sae: SAE, seed: int = 0, x: Float[Tensor, "tokens d_in"] | None = None) -> SAE:
     """An autoencoder of equal shape and rule with random weights, as a control.
 
     The decoder's rows are uniform on the sphere; the encoder is their transpose, each column as
-    long as the one it replaces; biases and thresholds stay. How often latents fire is the same
-    under TopK only.
+    long as the one it replaces.
+
+    Args:
+        x: activations on which each latent is to fire as often as the one it replaces, by its
+            bias; None leaves the biases, and then a rule by threshold may fire far more often.
+            TopK fires as often by itself.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(sae.n_latents, sae.d_out, generator=generator)
-    columns = (
-        rows if sae.d_in == sae.d_out else torch.randn(sae.n_latents, sae.d_in, generator=generator)
-    )
+    columns = rows
+    if sae.d_in != sae.d_out:
+        columns = torch.randn(sae.n_latents, sae.d_in, generator=generator)
     control = copy.deepcopy(sae)
     unit = nn.functional.normalize
     control.W_dec.copy_(unit(rows))
     control.W_enc.copy_(unit(columns).T.to(sae.W_enc.device) * sae.W_enc.norm(dim=0))
     control.name = f"{sae.name} (random weights)"
+    if x is not None and sae.threshold_rule:
+        fired = sae.encode_sparse(x).latents.bincount(minlength=sae.n_latents)
+        least = getattr(sae.rule, "threshold", torch.zeros(())).clamp(min=0)
+        least = least.to(x.device).expand(sae.n_latents)
+        inputs = control._encoder_input(x)
+        for part in torch.arange(sae.n_latents, device=x.device).split(1024):
+            heights = (inputs @ control.W_enc[:, part]).sort(dim=0, descending=True).values
+            # Half way between the last token that fires and the first that does not.
+            after = fired[part].clamp(max=len(x) - 1)
+            last, first = ((after + k).clamp(0, len(x) - 1)[None] for k in (-1, 0))
+            cut = (heights.gather(0, last) + heights.gather(0, first)).squeeze(0) / 2
+            control.b_enc[part] = least[part] - cut
     return control
 
 
