@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from narrowly.cli import concepts, explain, find, organism, sae
-from narrowly.cli.shared import Settings, Verbs, console, key_values, next_command
+from narrowly.cli.shared import INTERRUPTED, Settings, Verbs, console, key_values, next_command
 from narrowly.errors import NarrowlyError
 
 app = typer.Typer(
@@ -163,4 +164,11 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            # Taking torch's modules down can take seconds, which is long for a Ctrl-C.
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
+        raise

@@ -13,6 +13,9 @@ from narrowly.errors import NarrowlyError
 
 console = Console()
 
+INTERRUPTED = 130
+"""The exit code of Ctrl-C, as shells have it."""
+
 
 class Verbs(TyperGroup):
     """Verbs that end a user's mistake with one message and exit code 2, and Ctrl-C with 130."""
@@ -28,7 +31,7 @@ class Verbs(TyperGroup):
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             Console(stderr=True).print("\ninterrupted; the same command continues.")
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
 
 
 Settings = Annotated[
