@@ -29,7 +29,7 @@ def random_explanation(items: Sequence[Item], seed: int = 0) -> list[Item]:
         rng = random.Random(f"random explanation/{seed}/{item.latent.name}")
         kinds = (item.activating, item.silent)
         pools = [sorted({w for e in examples for w in words_of(e.text)}) for examples in kinds]
-        pools = [rng.sample(pool, len(pool)) for pool in pools if pool]
+        pools = [rng.sample(pool, len(pool)) for pool in rng.sample(pools, 2) if pool]
         # The two in turn, as far as both reach.
         mixed = dict.fromkeys(word for pair in zip_longest(*pools) for word in pair if word)
         rule = dict(item.explanation.weights)
