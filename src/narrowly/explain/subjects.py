@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 
-from narrowly.activations import OpenModel
+from narrowly.activations import OpenModel, stream
 from narrowly.concepts import Concept, load_concepts, save_concepts
 from narrowly.concepts.concept import Provenance
 from narrowly.concepts.latents import PlacedSAE, latent_concept, latent_of, place
@@ -73,6 +73,7 @@ class Text:
             self.embedder,
             window=recipe.sampling.window,
             seed=recipe.seed,
+            folder=folder.parent,
             progress=recipe.progress,
         )
         return [Subject(latent, i, cache, hard) for i, latent in enumerate(source.latents)]
@@ -153,7 +154,11 @@ def baselines_of(
                 raise NarrowlyError(
                     "baselines: random_sae needs latents of an autoencoder to compare with."
                 )
-            control = random_sae(saes[0].sae, recipe.seed)
+            reads = saes[0].reads
+            some = stream(
+                text.opened.model, text.rows, [reads], positions=recipe.positions, skip_first=1
+            )
+            control = random_sae(saes[0].sae, recipe.seed, next(iter(some))[reads])
             [at] = place(text.opened.model, [control])
             source: Source = SAESource(at)
         else:
