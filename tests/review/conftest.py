@@ -28,9 +28,12 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium, driven by Playwright."""
+    """Debian's Chromium, driven by Playwright.
+
+    Closed with the module: while it is open an event loop runs, and other tests start their own.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     pytest.importorskip("fastapi", reason="needs narrowly[review]")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
