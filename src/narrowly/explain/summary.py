@@ -33,7 +33,7 @@ class Summary:
         return asdict(self)
 
     def __rich__(self) -> RenderableType:
-        """A row for each scorer."""
+        """A row for each scorer; under each control its value, and how far the score is above."""
         table = Table(box=None, header_style="dim", padding=(0, 1))
         table.add_column("scorer", no_wrap=True)
         controls = list(dict.fromkeys(c for s in self.scorers.values() for c in s.controls))
@@ -45,10 +45,7 @@ class Summary:
                 f"{name} ({scorer.metric})",
                 f"{value.value:.2f}" if value else "",
                 f"{value.low:.2f} to {value.high:.2f}" if value else "",
-                *(
-                    f"{scorer.controls[c].value:.2f}" if c in scorer.controls else ""
-                    for c in controls
-                ),
+                *(_beside(scorer, control) for control in controls),
                 str(scorer.latents),
                 f"{scorer.unparsed:.1%}",
             )
@@ -62,6 +59,12 @@ class Summary:
                 )
             )
         return Group(*parts)
+
+
+def _beside(scorer: ScorerSummary, control: str) -> str:
+    if control not in scorer.controls:
+        return ""
+    return f"{scorer.controls[control].value:.2f} ({scorer.above[control].value:+.2f})"
 
 
 def summarise_folder(
