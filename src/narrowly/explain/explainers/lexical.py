@@ -193,8 +193,8 @@ def _distinct(phrases: Sequence[_Phrase], most: int) -> list[_Phrase]:
 def _rank(phrase: _Phrase) -> tuple[float, int, int, str]:
     words = phrase.text.count(" ") + 1
     recurs = len(phrase.activating) + len(phrase.silent) > 1
-    # Of phrases as sure, those the latent is active on; the longer, unless seen but once.
-    return (-round(phrase.sure, 2), -len(phrase.at), -words if recurs else words, phrase.text)
+    # Of phrases as sure the longer, unless seen but once; and those the latent is active on.
+    return (-round(phrase.sure, 2), -words if recurs else words, -len(phrase.at), phrase.text)
 
 
 def _is_filler(word: str) -> bool:
