@@ -33,9 +33,17 @@ def window_pieces(
 def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text of each token; joined, they are what the tokens decode to together."""
     whole = _decoded(tokenizer, ids)
-    single = [_decoded(tokenizer, [i]) for i in ids]
-    if _BROKEN not in whole and "".join(single) == whole:
+    single: list[str] = []
+    done = 0
+    for i in ids:
+        text = _decoded(tokenizer, [i])
+        if _BROKEN in text or not whole.startswith(text, done):
+            break
+        single.append(text)
+        done += len(text)
+    if len(single) == len(ids) and done == len(whole):
         return single
+    # The slow way: what each token adds to those before it.
     pieces = [""] * len(ids)
     done, begun = 0, None  # characters handed out; the token that began one not whole yet
     for i in range(len(ids)):
@@ -58,6 +66,8 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 def _common(one: str, other: str) -> int:
     """How many characters both begin with."""
+    if other.startswith(one):
+        return len(one)
     differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))
 
