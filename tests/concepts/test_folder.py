@@ -1,6 +1,8 @@
 """Concepts come back from disk bitwise equal, on the right model, or with a clear error."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -205,3 +207,21 @@ def test_an_exported_file_holds_the_plain_directions(tmp_path, concept):
     assert torch.equal(tensors["evil/layer:1/basis"], concept.subspaces["layer:1"].basis)
     with pytest.raises(NarrowlyError, match="unknown concept 'evli'"):
         export(tmp_path / "c", tmp_path / "x.safetensors", ["evli"])
+
+
+WRITER = """
+import sys
+from narrowly.concepts.folder import add_scores
+for i in range(40):
+    add_scores(sys.argv[1], "evil", {f"{sys.argv[2]}-{i}": float(i)})
+"""
+
+
+def test_what_two_processes_write_at_once_is_all_there(tmp_path, concept):
+    save_concepts([concept], tmp_path)
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name]) for name in "ab"
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    [loaded] = load_concepts(tmp_path)
+    assert {f"{name}-{i}" for name in "ab" for i in range(40)} <= set(loaded.scores)

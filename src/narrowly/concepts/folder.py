@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -186,7 +187,7 @@ def mark(folder: str | Path, name: str, verdict: VerdictValue, by: str = "", why
         decided = Verdict(value=verdict, by=by, why=why)
     except ValidationError:
         raise unknown("verdict", verdict, ["undesired", "keep", "undecided"]) from None
-    _update(folder, name, verdict=decided)
+    _update(folder, name, lambda _: {"verdict": decided})
 
 
 def explain_as(folder: str | Path, name: str, explanation: str, by: str = "") -> None:
@@ -195,7 +196,8 @@ def explain_as(folder: str | Path, name: str, explanation: str, by: str = "") ->
     Raises:
         NarrowlyError: there is no such concept.
     """
-    _update(folder, name, explanation=explanation, explained_by=by)
+    said = {"explanation": explanation, "explained_by": by}
+    _update(folder, name, lambda _: said)
 
 
 def add_scores(folder: str | Path, name: str, scores: Mapping[str, Score]) -> None:
@@ -204,13 +206,15 @@ def add_scores(folder: str | Path, name: str, scores: Mapping[str, Score]) -> No
     Raises:
         NarrowlyError: there is no such concept.
     """
-    _, record = _known(folder, name)
-    _update(folder, name, scores={**record.scores, **scores})
+    _update(folder, name, lambda record: {"scores": {**record.scores, **scores}})
 
 
-def _update(folder: str | Path, name: str, **changes: Any) -> None:
-    path, record = _known(folder, name)
-    write_json(path, record.model_copy(update=changes).model_dump(mode="json"))
+def _update(folder: str | Path, name: str, changes: Callable[[_Record], dict[str, Any]]) -> None:
+    # The review page, `explain` and a terminal may write at the same time.
+    with FileLock(Path(folder) / ".lock"):
+        path, record = _known(folder, name)
+        changed = record.model_copy(update=changes(record))
+        write_json(path, changed.model_dump(mode="json"))
 
 
 def forget(folder: str | Path, names: Sequence[str]) -> None:

@@ -366,13 +366,18 @@ def _tell(folder: Path, explained: Explained) -> None:
         add_scores(folder, explained.concept, scores)
     [concept] = load_concepts(folder / f"{explained.concept}.json")
     if _by_person(concept) is None:
-        texts = [
-            f"{_place(end)}: {end.explanations[0].text}" if len(explained.latents) > 1 else text
-            for end in ends
-            for text in [end.explanations[0].text]
-        ]
+        texts = [f"{_end(end, explained)}{end.explanations[0].text}" for end in ends]
         by = EXPLAINED + ends[0].explanations[0].by
         explain_as(folder, explained.concept, "; ".join(texts), by)
+
+
+def _end(end: ExplainedLatent, explained: Explained) -> str:
+    """Which end a text is about, as a person would say it."""
+    if len(explained.latents) == 1:
+        return ""
+    columns = {(latent.site, latent.direction) for latent in explained.latents}
+    place = f"{end.site}/{end.direction} " if len(columns) > 1 else ""
+    return f"{place}{'high' if end.sign > 0 else 'low'}: "
 
 
 def _place(end: ExplainedLatent) -> str:
