@@ -34,8 +34,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from narrowly.activations import Activations, OpenModel, stream
-from narrowly.explain.collect import collect
-from narrowly.explain.examples import Sampling, draw
+from narrowly.explain.contexts.collect import collect
+from narrowly.explain.contexts.examples import Sampling, draw
 from narrowly.explain.latents import Latent
 from narrowly.interventions import layer
 from narrowly.models import load_model

@@ -138,7 +138,7 @@ def explain_persona(out: Path) -> None:
             limit=3000,
             positions=[-1],  # where an answer's first word is chosen
             sites=["layer:3"],
-            sampling=Sampling(explainer=500),
+            sampling=Sampling(window=64, explainer=500),
             embedder="none",  # with the core install alone
             strengths=[-2, 2],
             prompts="organism:persona/questions",

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from narrowly.activations import Activations, OpenModel
-from narrowly.explain.cache import Cache
+from narrowly.explain.contexts.cache import Cache
 from narrowly.explain.latents import Latent
 from narrowly.interventions import layer
 from narrowly.saes import SparseLatents

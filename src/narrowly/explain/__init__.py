@@ -1,6 +1,6 @@
 """What a concept means, and how sure that is: contexts, explainers, scorers."""
 
-from narrowly.explain.examples import Sampling
+from narrowly.explain.contexts.examples import Sampling
 from narrowly.explain.pipeline import explain
 from narrowly.explain.recipe import ExplainRecipe
 from narrowly.explain.record import (

@@ -1,8 +1,8 @@
 """Explain concepts, score the explanations and controls beside them; go on after a kill.
 
-Each concept's record is written when it is done. What a language model answered before that is on
-disk already (`models.endpoint`), and so is what was read of the texts (`explain.cache`): the same
-call loses nothing and asks nothing twice.
+Each record is written when its concept is done. What a language model answered before that is on disk
+already (`models.endpoint`), and so is what was read of the texts (`contexts.collect`): the same call
+loses nothing and asks nothing twice.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from narrowly.concepts import Concept, load_concepts, promoted_tokens
 from narrowly.concepts.concept import Score
 from narrowly.concepts.folder import add_scores, explain_as
 from narrowly.concepts.reading import reading_rows
-from narrowly.data import fingerprint, load_chats
+from narrowly.data import fingerprint, holds_texts, load_chats
 from narrowly.errors import NarrowlyError
+from narrowly.explain.contexts.examples import Draw
 from narrowly.explain.controls import with_controls
 from narrowly.explain.embedding import Embedder, make_embedder
-from narrowly.explain.examples import Draw
 from narrowly.explain.explainers import Evidence, Explainer, make_explainer
 from narrowly.explain.generations import generate_at_strengths
 from narrowly.explain.readers import Reader, make_reader
@@ -95,7 +95,7 @@ def explain(
     scorers = [make_scorer(item, **given) for item in recipe.scorers]
     concepts = concepts_of(recipe, opened)
     rows = reading_rows(recipe.data, opened.tokenizer, recipe.limit, recipe.max_length)
-    text = Text(opened, rows, embedder)
+    text = Text(opened, rows, fingerprint(rows), embedder)
     shared = _settings(recipe, text)
     settings = {concept.name: _with_person(shared, concept) for concept in concepts}
     folder = Path(recipe.concepts)
@@ -161,7 +161,7 @@ def _settings(recipe: ExplainRecipe, text: Text) -> str:
         recipe.model_dump(mode="json", exclude=left_out),
         text.embedder and text.embedder.name,
         model_fingerprint(text.opened.model),
-        fingerprint(text.rows),
+        text.fingerprint,
     ]
     return sha256(json.dumps(about, sort_keys=True).encode())[:16]
 
@@ -173,6 +173,10 @@ def _with_person(settings: str, concept: Concept) -> str:
 
 
 def _prompts(recipe: ExplainRecipe) -> list[str]:
+    if recipe.prompts is None and holds_texts(recipe.data):
+        raise NarrowlyError(
+            "strengths: the data are texts, so `prompts` must name chats to answer."
+        )
     chats = load_chats(recipe.prompts or recipe.data, limit=3, require_answer=False)
     asked = [[m["content"] for m in chat if m["role"] == "user"] for chat in chats["messages"]]
     return [turns[0] for turns in asked if turns]

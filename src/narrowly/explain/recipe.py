@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from narrowly.errors import NarrowlyError
-from narrowly.explain.examples import Sampling
+from narrowly.explain.contexts.examples import Sampling
 from narrowly.settings import Entry, build, entry
 
 

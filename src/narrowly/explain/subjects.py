@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,15 @@ from narrowly.concepts import Concept, load_concepts, save_concepts
 from narrowly.concepts.concept import Provenance
 from narrowly.concepts.latents import PlacedSAE, latent_concept, latent_of, place
 from narrowly.errors import NarrowlyError
-from narrowly.explain.cache import Cache
-from narrowly.explain.collect import collect
+from narrowly.explain.contexts.cache import Cache
+from narrowly.explain.contexts.collect import collect
+from narrowly.explain.contexts.examples import Draw, draw
+from narrowly.explain.contexts.negatives import HardNegatives
 from narrowly.explain.embedding import Embedder
-from narrowly.explain.examples import Draw, draw
 from narrowly.explain.latents import DirectionSource, Latent, SAESource, Source, random_sae
-from narrowly.explain.negatives import HardNegatives
-from narrowly.explain.neurons import NeuronSource
+from narrowly.explain.neurons import NeuronSource, down_projection
 from narrowly.explain.recipe import ExplainRecipe
+from narrowly.files import sha256
 from narrowly.models import fingerprint
 from narrowly.saes import load_sae
 
@@ -52,11 +54,17 @@ class Text:
 
     opened: OpenModel
     rows: Dataset
+    fingerprint: str
+    """Of the rows."""
     embedder: Embedder | None
 
-    def read(self, source: Source, folder: Path, recipe: ExplainRecipe) -> list[Subject]:
-        """Read all latents of a source; a former call's reading is used where it is there."""
-        what = folder.name.replace("-", " ")
+    def read(self, source: Source, name: str, recipe: ExplainRecipe) -> list[Subject]:
+        """Read all latents of a source; what a former call read is used, if it was the same."""
+        about = [source.fingerprint(), self.fingerprint, recipe.positions, recipe.batch_tokens]
+        folder = Path(recipe.concepts) / WORK / f"{name}-{sha256(repr(about).encode())[:8]}"
+        for old in folder.parent.glob(f"{name}-????????"):
+            if old != folder:
+                shutil.rmtree(old)
         cache = collect(
             source,
             self.opened,
@@ -64,7 +72,7 @@ class Text:
             folder,
             positions=recipe.positions,
             batch_tokens=recipe.batch_tokens,
-            progress=f"reading {what}" if recipe.progress else None,
+            progress=f"reading {name.replace('-', ' ')}" if recipe.progress else None,
         )
         hard = HardNegatives(
             cache,
@@ -114,16 +122,15 @@ def subjects_of(
         NarrowlyError: an autoencoder cannot be loaded, or is not the one the latents are of; as
             reading.
     """
-    work = Path(recipe.concepts) / WORK
     latents = {c.name: known for c in concepts if (known := latent_of(c)) is not None}
     read: list[Subject] = []
     directions = [_at(c, recipe.sites) for c in concepts if c.name not in latents]
     if directions:
-        read += text.read(DirectionSource(directions), work / "directions", recipe)
+        read += text.read(DirectionSource(directions), "directions", recipe)
     for at in _autoencoders([c for c in concepts if c.name in latents], text.opened.model, recipe):
         of_it = {name: number for name, (known, number) in latents.items() if known == at.hash}
         source = SAESource(at, list(of_it.values()), list(of_it))
-        read += text.read(source, work / f"latents-{at.place}", recipe)
+        read += text.read(source, f"latents-{at.place}", recipe)
     by_concept: dict[str, list[Subject]] = {concept.name: [] for concept in concepts}
     for subject in read:
         by_concept[subject.latent.concept].append(subject)
@@ -139,38 +146,48 @@ def subjects_of(
 def baselines_of(
     concepts: Sequence[Concept], text: Text, recipe: ExplainRecipe
 ) -> dict[str, list[Subject]]:
-    """Latents that nobody asked about, as many as controls: a measure for the scores of the others.
+    """Latents that nobody asked about: a measure for the scores of the others.
 
     Raises:
         NarrowlyError: there is no autoencoder to make a random one of, or no layer with neurons.
     """
-    work = Path(recipe.concepts) / WORK
     rng = random.Random(f"baselines/{recipe.seed}")
+
+    def some(n: int) -> list[int]:
+        # Some are active too rarely, which is known only after reading.
+        return rng.sample(range(n), min(n, 8 * recipe.controls))
+
     found: dict[str, list[Subject]] = {}
     for baseline in recipe.baselines:
         if baseline == "random_sae":
-            saes = _autoencoders([c for c in concepts if latent_of(c)], text.opened.model, recipe)
-            if not saes:
-                raise NarrowlyError(
-                    "baselines: random_sae needs latents of an autoencoder to compare with."
-                )
-            reads = saes[0].reads
-            some = stream(
-                text.opened.model, text.rows, [reads], positions=recipe.positions, skip_first=1
-            )
-            control = random_sae(saes[0].sae, recipe.seed, next(iter(some))[reads])
-            [at] = place(text.opened.model, [control])
-            source: Source = SAESource(at)
+            at = _random_sae(concepts, text, recipe)
+            source: Source = SAESource(at, some(at.sae.n_latents))
         else:
-            [site, *_] = _at(concepts[0], recipe.sites).subspaces
-            if not site.startswith("layer:"):
-                raise NarrowlyError(f"baselines: neurons need concepts at a layer, not {site}.")
-            source = NeuronSource(text.opened.model, int(site.removeprefix("layer:")))
-        subjects = text.read(source, work / baseline.replace("_", "-"), recipe)
-        # Any that is active often enough: which are is known only after reading.
-        rng.shuffle(subjects)
-        found[baseline] = subjects
+            layer, model = _layer(concepts[0], recipe), text.opened.model
+            neurons = some(len(down_projection(model, layer).weight))
+            source = NeuronSource(model, layer, neurons=neurons)
+        found[baseline] = text.read(source, baseline.replace("_", "-"), recipe)
     return found
+
+
+def _random_sae(concepts: Sequence[Concept], text: Text, recipe: ExplainRecipe) -> PlacedSAE:
+    model = text.opened.model
+    saes = _autoencoders([c for c in concepts if latent_of(c)], model, recipe)
+    if not saes:
+        raise NarrowlyError(
+            "baselines: random_sae needs latents of an autoencoder to compare with."
+        )
+    site = saes[0].reads
+    batches = stream(model, text.rows, [site], positions=recipe.positions, skip_first=1)
+    [at] = place(model, [random_sae(saes[0].sae, recipe.seed, next(iter(batches))[site])])
+    return at
+
+
+def _layer(concept: Concept, recipe: ExplainRecipe) -> int:
+    [site, *_] = _at(concept, recipe.sites).subspaces
+    if not site.startswith("layer:"):
+        raise NarrowlyError(f"baselines: neurons need concepts at a layer, not {site}.")
+    return int(site.removeprefix("layer:"))
 
 
 def _at(concept: Concept, sites: str | list[str]) -> Concept:

@@ -11,11 +11,11 @@ import torch
 
 from narrowly.concepts import Concept, Provenance, Subspace
 from narrowly.errors import NarrowlyError
-from narrowly.explain import collect as collecting
-from narrowly.explain.cache import load_cache
-from narrowly.explain.collect import collect
+from narrowly.explain.contexts import collect as collecting
+from narrowly.explain.contexts.cache import load_cache
+from narrowly.explain.contexts.collect import collect
+from narrowly.explain.contexts.threshold import peak_threshold
 from narrowly.explain.latents import DirectionSource
-from narrowly.explain.threshold import peak_threshold
 from narrowly.interventions import capture
 from narrowly.saes import SparseLatents
 from tests.explain.planted import Planted, opened, sparse_table, token_rows

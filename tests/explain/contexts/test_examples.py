@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowly.explain.examples import Draw, Sampling, draw
-from narrowly.explain.grid import Grid
-from narrowly.explain.negatives import HardNegatives
+from narrowly.explain.contexts.examples import Draw, Sampling, draw
+from narrowly.explain.contexts.grid import Grid
+from narrowly.explain.contexts.negatives import HardNegatives
 from tests.explain.planted import MemoryCache
 from tests.tiny import tiny_tokenizer
 

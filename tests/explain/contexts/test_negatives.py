@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from narrowly.explain import collect as collecting
-from narrowly.explain.collect import collect
-from narrowly.explain.negatives import HardNegatives
+from narrowly.explain.contexts import collect as collecting
+from narrowly.explain.contexts.collect import collect
+from narrowly.explain.contexts.negatives import HardNegatives
 from narrowly.saes import SparseLatents
 from tests.explain.planted import Planted, opened, token_rows
 from tests.tiny import tiny_tokenizer

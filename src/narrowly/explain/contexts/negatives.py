@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from narrowly.activations.disk import full_disk
-from narrowly.explain.cache import WINDOW, Cache
+from narrowly.explain.contexts.cache import WINDOW, Cache
+from narrowly.explain.contexts.grid import mixed
 from narrowly.explain.embedding import Embedder
-from narrowly.explain.grid import mixed
 from narrowly.explain.latents import Source
 from narrowly.files import atomic, sha256
 

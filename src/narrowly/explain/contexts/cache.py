@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowly.errors import NarrowlyError
-from narrowly.explain.grid import Grid
-from narrowly.explain.threshold import peak_threshold
+from narrowly.explain.contexts.grid import Grid
+from narrowly.explain.contexts.threshold import peak_threshold
 from narrowly.files import read_json
 
 FORMAT = "narrowly contexts 1"

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from transformers import PreTrainedTokenizerBase
 
-from narrowly.explain.cache import WINDOW, Cache
-from narrowly.explain.grid import mixed
-from narrowly.explain.negatives import HardNegatives
-from narrowly.explain.pieces import window_pieces
+from narrowly.explain.contexts.cache import WINDOW, Cache
+from narrowly.explain.contexts.grid import mixed
+from narrowly.explain.contexts.negatives import HardNegatives
+from narrowly.explain.contexts.pieces import window_pieces
 from narrowly.explain.record import Example, Histogram, Kind
 
 Sampler = Literal["top", "random", "quantiles", "mix"]

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from narrowly.activations import Activations, OpenModel, Positions, chosen_tokens, stream
 from narrowly.activations.disk import full_disk
 from narrowly.errors import NarrowlyError
-from narrowly.explain.cache import FILES, FORMAT, INDEX, Cache, Shard, load_cache, read_index
+from narrowly.explain.contexts.cache import (
+    FILES,
+    FORMAT,
+    INDEX,
+    Cache,
+    Shard,
+    load_cache,
+    read_index,
+)
 from narrowly.explain.latents import DirectionSource, Source, SparseSource
 from narrowly.files import atomic, sha256, write_json
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from narrowly.explain.pieces import token_pieces, window_pieces
+from narrowly.explain.contexts.pieces import token_pieces, window_pieces
 from narrowly.models import load_model
 from tests.tiny import tiny_tokenizer
 
