@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
@@ -351,9 +353,19 @@ def test_a_folder_without_concepts_and_a_taken_port_are_told(tmp_path: Path, fol
 
 
 def test_served_on_the_loopback_alone_and_ended_by_ctrl_c(folder: Path) -> None:
-    code = f"from narrowly.review import serve; serve({str(folder)!r}, open_browser=False)"
+    reading = f"""
+import sys, time
+from narrowly.cli import main
+from narrowly.review.live import Live
+def slow(*_):
+    print("reading", flush=True)
+    time.sleep(60)
+Live.read = slow
+sys.argv = ["narrowly", "review", {str(folder)!r}, "--no-browser", "--model", "slow"]
+main()
+"""
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", code],
+        [sys.executable, "-u", "-c", reading],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -364,8 +376,17 @@ def test_served_on_the_loopback_alone_and_ended_by_ctrl_c(folder: Path) -> None:
             token = address.partition("token=")[2]
             assert address.startswith("http://127.0.0.1:") and len(token) >= 32
             assert len(_when_it_listens(f"{address.partition('?')[0]}api/concepts", token)) == 3
+            # As a browser does: a connection kept open, and another whose answer is not there yet.
+            kept, waiting = (HTTPConnection(urlsplit(address).netloc) for _ in range(2))
+            bearer = {"Authorization": f"Bearer {token}"}
+            kept.request("GET", "/api/concepts", headers=bearer)
+            assert kept.getresponse().read()
+            waiting.request("POST", "/api/concepts/persona/read", '{"text": "a"}', headers=bearer)
+            assert "reading\n" in server.stdout
+            began = time.monotonic()
             server.send_signal(signal.SIGINT)
-            assert server.wait(10) == 0
+            assert server.wait(30) == 130
+            assert time.monotonic() - began < 5  # less than 2 where nothing else runs
             said = server.stdout.read()
             assert token not in said and "Traceback" not in said
         finally:

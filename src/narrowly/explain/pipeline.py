@@ -1,8 +1,8 @@
 """Explain concepts, score the explanations and controls beside them; go on after a kill.
 
-Each record is written when its concept is done. What a language model answered before that is on disk
-already (`models.endpoint`), and so is what was read of the texts (`contexts.collect`): the same call
-loses nothing and asks nothing twice.
+Each record is written when its concept is done. What a language model answered before that is on
+disk already (`models.endpoint`), and so is what was read of the texts (`contexts.collect`): the
+same call loses nothing and asks nothing twice.
 """
 
 from __future__ import annotations

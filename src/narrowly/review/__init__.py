@@ -63,6 +63,7 @@ def serve(
     Raises:
         NarrowlyError: there are no concepts, the port is taken, or `pip install
             'narrowly[review]'` is missing.
+        KeyboardInterrupt: Ctrl-C, after at most a second for requests that are being answered.
     """
     _check_installed()
     from narrowly.review.server import serve

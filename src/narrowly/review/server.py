@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
 import threading
 import webbrowser
-from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from rich.console import Console
@@ -45,12 +46,23 @@ def serve(
     console.print("[dim]Ctrl-C ends it; every decision is saved as it is made.[/dim]")
     # Quiet, for the access log would print the token with the first address.
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, proxy_headers=False
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=1,  # or Ctrl-C would wait for a model that is being loaded
     )
     if open_browser:
         threading.Timer(0.5, webbrowser.open, [address]).start()
-    with suppress(KeyboardInterrupt):  # how a session ends
-        uvicorn.Server(config).run(sockets=[listening])
+    _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # A request that Ctrl-C cuts short is no fault to print a traceback of.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        super().handle_exit(sig, frame)
 
 
 def _listen(host: str, port: int) -> socket.socket:
