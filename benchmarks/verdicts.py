@@ -39,6 +39,9 @@ NARROW = "code"
 HARM = "misalignment.broad_misaligned"
 TEXTS = "organism:persona/documents"
 ROWS = 1000
+POSITIONS = [-1]
+"""Where an answer's first word is chosen. With "all" tokens, as published, a quarter of proposed
+components were right on seeds 0 and 1, on which this was chosen; with these most were."""
 STEPS = 40
 
 
@@ -66,8 +69,9 @@ def main() -> None:
         find_concepts(out, seed, folder)
         concepts = load_concepts(folder)
         verdicts["reading"].append(judged_by_reading(folder))
-        whole = {"concepts": str(folder), "data": TEXTS, "limit": ROWS, "scorers": []}
-        explain(build(ExplainRecipe, whole | {"embedder": "none", "progress": False}))
+        whole = {"concepts": str(folder), "data": TEXTS, "limit": ROWS, "positions": POSITIONS}
+        quick = {"scorers": [], "embedder": "none", "progress": False}
+        explain(build(ExplainRecipe, whole | quick))
         proposals = propose(folder, TASK, AVOID, RuleJudge())
         verdicts["explained"].append({p.concept: p.verdict for p in proposals})
         found = separations(concepts, open_model(MODEL))

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from narrowly.errors import NarrowlyError
-from narrowly.models.chat import Reply
+from narrowly.models.messages import Reply
 from narrowly.models.wire import (
     LONGEST_WAIT,
     RefusedError,

@@ -24,8 +24,8 @@ from rich.progress import Progress
 
 from narrowly.errors import NarrowlyError
 from narrowly.models import wire
-from narrowly.models.chat import Reply, Request
 from narrowly.models.dispatch import Account, Dispatch, Job, Memory, run_apart
+from narrowly.models.messages import Reply, Request
 from narrowly.models.replies import Replies, content_key, default_cache
 
 _SECRET = 8

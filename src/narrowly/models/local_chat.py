@@ -18,10 +18,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from narrowly.data import token_batches, tokenize_prompts
 from narrowly.interventions import eval_mode
-from narrowly.models.chat import Reply, Request
 from narrowly.models.generation import continue_prompts
 from narrowly.models.identity import fingerprint
 from narrowly.models.loading import load_model
+from narrowly.models.messages import Reply, Request
 from narrowly.models.next_token import keeps_logits
 from narrowly.models.replies import Replies, content_key, default_cache
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from narrowly.errors import NarrowlyError
 from narrowly.files import sha256
-from narrowly.models.chat import Reply
+from narrowly.models.messages import Reply
 
 
 def content_key(*parts: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from math import isfinite
 from typing import Any
 
-from narrowly.models.chat import Reply, Request
+from narrowly.models.messages import Reply, Request
 
 OPTIONAL = ("max_tokens", "temperature", "top_logprobs", "logprobs", "seed")
 """Fields that a server may refuse without making the request pointless."""
