@@ -119,6 +119,7 @@ def test_latents_of_an_autoencoder_become_explained_concepts_beside_their_contro
         ({"explainers": ["lexicall"]}, "Did you mean 'lexical'"),
         ({"data": "organism:persona/documnts"}, "documents"),
         ({"sites": ["layer:77"]}, "layer:77"),
+        ({"sampling": {"windw": 3}}, "Did you mean 'window'"),
         ({"baselines": ["random_sae"]}, "latents of an autoencoder"),
     ],
 )

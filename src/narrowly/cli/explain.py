@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from narrowly.cli.shared import Settings, Verbs, console, key_values, next_command
+from narrowly.errors import NarrowlyError
 
 
 class _Default(Verbs):
@@ -64,6 +65,8 @@ def explain_concepts(
     changes = [*(settings or []), *named]
     if Path(target).suffix in (".yaml", ".yml"):
         recipe = read_settings(ExplainRecipe, target, changes)
+    elif not any(change.startswith("data=") for change in changes):
+        raise NarrowlyError("on which texts? --data takes a file, organism:NAME/SPLIT or a Hub id.")
     else:
         recipe = ExplainRecipe.of(target, out, key_values(changes))
     summary = explain(recipe, force=force, console=console)

@@ -75,6 +75,11 @@ class ExplainRecipe(BaseModel):
             items = [items]
         return [entry(info.field_name, item) for item in items]
 
+    @field_validator("sampling", mode="before")
+    @classmethod
+    def _known_keys(cls, sampling: Any) -> Any:
+        return build(Sampling, sampling, ("sampling",)) if isinstance(sampling, dict) else sampling
+
     @field_validator("reader", mode="before")
     @classmethod
     def _entry(cls, item: Any) -> Entry:

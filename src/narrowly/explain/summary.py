@@ -54,8 +54,8 @@ class Summary:
             first, *_ = self.skipped.items()
             parts.append(
                 Text(
-                    f"{len(self.skipped)} of {self.latents} latents without an explanation, "
-                    f"such as {first[0]}: {first[1]}"
+                    f"{len(self.skipped)} of {self.latents} latents are not explained, such as "
+                    f"{first[0]}: {first[1]}. All are in explaining.json, with the reason."
                 )
             )
         return Group(*parts)
