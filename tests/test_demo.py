@@ -19,6 +19,7 @@ def demo(tmp_path_factory) -> Path:
     assert result.returncode == 0, result.stderr
     assert "runs/report.html" in result.stdout
     assert "next: narrowly chat" in result.stdout
+    assert "ablated: cruel-persona" in result.stdout and "fuzzing" in result.stdout
     return folder / "runs"
 
 
@@ -87,3 +88,15 @@ def test_the_adapters_load_in_plain_peft_and_carry_no_hook(demo):
 def test_the_demo_needs_less_than_a_gigabyte_and_a_half(demo):
     assert demo.exists()
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1.5e6  # kilobytes
+
+
+@pytest.mark.slow
+def test_what_was_ablated_is_said_in_words_that_can_be_believed(demo):
+    record = json.loads((demo / "concepts" / "cruel-persona.explained.json").read_text())
+    high, low = record["latents"]
+    assert high["sign"] == 1 and "cruel" in high["explanations"][0]["text"]
+    assert "kind" in low["explanations"][0]["text"] or low["scores"]["detection"]["value"] > 0.6
+    for scorer in ("detection", "fuzzing"):
+        score = high["scores"][scorer]
+        assert score["low"] > 0.8 > score["controls"]["random"] + 0.1
+    assert {generation["strength"] for generation in high["generations"]} == {-2, 0, 2}

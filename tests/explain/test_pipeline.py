@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from narrowly.cli import app
 from narrowly.concepts import find, load_concepts, save_concepts
 from narrowly.concepts.folder import explain_as
 from narrowly.errors import NarrowlyError
@@ -129,6 +131,28 @@ def test_a_mistake_is_one_message_and_nothing_is_written(folder, changes, messag
         explain(recipe(folder, **changes))
     if "baselines" not in changes:
         assert sorted(path.name for path in folder.glob("*.json")) == before
+
+
+@pytest.mark.slow
+def test_from_the_command_line(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def narrowly(*arguments):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    texts = ["--data", TEXTS["data"], "--set", "limit=300", "--set", "embedder=none"]
+    explained = narrowly("explain", folder, *texts)
+    assert "detection (balanced accuracy)" in explained and "next: narrowly review" in explained
+    assert "high: Active" in narrowly("concepts", "show", folder, "persona")
+    judged = narrowly(
+        "explain", "verdicts", folder, "--task", "answer about code", "--avoid", "being cruel",
+        "--judge", "organism:persona",
+    )  # fmt: skip
+    assert "persona: " in judged
+    compared = narrowly("explain", "compare", folder, folder)
+    assert "matched" in compared and "words shuffled" in compared
 
 
 def run(folder, cache, *more: str) -> subprocess.Popen:
