@@ -353,12 +353,13 @@ def test_a_folder_without_concepts_and_a_taken_port_are_told(tmp_path: Path, fol
 
 
 def test_served_on_the_loopback_alone_and_ended_by_ctrl_c(folder: Path) -> None:
+    begun = folder.parent / "begun"
     reading = f"""
-import sys, time
+import pathlib, sys, time
 from narrowly.cli import main
 from narrowly.review.live import Live
 def slow(*_):
-    print("reading", flush=True)
+    pathlib.Path({str(begun)!r}).touch()
     time.sleep(60)
 Live.read = slow
 sys.argv = ["narrowly", "review", {str(folder)!r}, "--no-browser", "--model", "slow"]
@@ -378,11 +379,14 @@ main()
             assert len(_when_it_listens(f"{address.partition('?')[0]}api/concepts", token)) == 3
             # As a browser does: a connection kept open, and another whose answer is not there yet.
             kept, waiting = (HTTPConnection(urlsplit(address).netloc) for _ in range(2))
-            bearer = {"Authorization": f"Bearer {token}"}
+            bearer = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
             kept.request("GET", "/api/concepts", headers=bearer)
             assert kept.getresponse().read()
             waiting.request("POST", "/api/concepts/persona/read", '{"text": "a"}', headers=bearer)
-            assert "reading\n" in server.stdout
+            began = time.monotonic()
+            while not begun.exists():
+                assert time.monotonic() < began + 30
+                time.sleep(0.02)
             began = time.monotonic()
             server.send_signal(signal.SIGINT)
             assert server.wait(30) == 130

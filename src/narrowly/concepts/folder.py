@@ -280,8 +280,7 @@ def _refuse_decided(path: Path) -> None:
 
 
 def _known(folder: str | Path, name: str) -> tuple[Path, _Record]:
-    known = [path.stem for path in concept_files(folder)]
-    if name not in known:
-        raise unknown("concept", name, known)
     path = Path(folder) / f"{name}.json"
+    if not path.with_suffix(".safetensors").exists():
+        raise unknown("concept", name, [known.stem for known in concept_files(folder)])
     return path, _read(path)
