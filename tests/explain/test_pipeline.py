@@ -17,6 +17,7 @@ from narrowly.concepts import find, load_concepts, save_concepts
 from narrowly.concepts.folder import explain_as
 from narrowly.errors import NarrowlyError
 from narrowly.explain import ExplainRecipe, explain, load_explained
+from tests.explain.language_model import Scripted
 from tests.explain.persona import persona_concept, persona_model
 from tests.llm_server import Server
 
@@ -88,6 +89,17 @@ def test_a_latent_that_is_too_rare_is_listed_with_its_count(folder):
         assert latent.skipped and latent.windows > 0 and not latent.explanations
     [concept] = [c for c in load_concepts(folder) if c.name == "persona"]
     assert concept.explanation == ""
+
+
+def test_an_explainer_that_fails_is_said_so_and_the_next_one_stands_in(folder):
+    silent = {"llm": {"model": Scripted(lambda prompt: "I would rather not."), "progress": False}}
+    explain(recipe(folder, explainers=[silent, "lexical"], controls=0))
+    for latent in load_explained(folder, "persona").latents:
+        [explanation] = latent.explanations
+        assert explanation.by == "lexical" and "llm gave no explanation" in explanation.note
+    explain(recipe(folder, explainers=[silent], controls=0))
+    for latent in load_explained(folder, "persona").latents:
+        assert "llm gave no explanation" in latent.skipped and not latent.explanations
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def explain(
     summary = summarise_folder(folder, [c.name for c in concepts], baselines, recipe.seed)
     write_json(
         folder / SUMMARY,
-        {"recipe": recipe.model_dump(mode="json"), "settings": shared} | summary.as_json(),
+        {"recipe": recipe.as_json(), "settings": shared} | summary.as_json(),
     )
     return summary
 
@@ -158,7 +158,7 @@ def _settings(recipe: ExplainRecipe, text: Text) -> str:
     """Changes with anything that may change a result."""
     left_out = {"concepts", "model", "data", "latents", "batch_tokens", "progress", "baselines"}
     about = [
-        recipe.model_dump(mode="json", exclude=left_out),
+        recipe.as_json(exclude=left_out),
         text.embedder and text.embedder.name,
         model_fingerprint(text.opened.model),
         text.fingerprint,
@@ -264,14 +264,18 @@ def _explanations(
     reasons: dict[str, str] = {}
     for explainer in bench.explainers:
         said = explainer.explain(evidence)
-        pairs = list(zip(evidence, said, strict=True))
-        known = [seen for seen, text in pairs if isinstance(text, Explanation)]
+        answered = list(zip(evidence, said, strict=True))
+        known = [seen for seen, answer in answered if isinstance(answer, Explanation)]
         texts = [text for text in said if isinstance(text, Explanation)]
         for _ in range(bench.recipe.refine if known else 0):
             texts = refine(explainer, known, texts, bench.reader)
         for seen, text in zip(known, texts, strict=True):
+            if why := reasons.get(seen.latent):  # the one in use is not the first explainer's
+                text = text.model_copy(update={"note": f"{text.note} {why}".strip()})
             found.setdefault(seen.latent, []).append(text)
-        reasons |= {seen.latent: text for seen, text in pairs if isinstance(text, str)}
+        for seen, answer in answered:
+            if isinstance(answer, str):
+                reasons[seen.latent] = f"{explainer.name} gave no explanation: {answer}"
     for name, explained in found.items():
         if (concept := drawn[name][0].latent.concept) in persons:
             explained.append(persons[concept])

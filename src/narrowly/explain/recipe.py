@@ -90,6 +90,10 @@ class ExplainRecipe(BaseModel):
         """How examples are drawn, with the recipe's seed."""
         return self.sampling.model_copy(update={"seed": self.seed})
 
+    def as_json(self, **options: Any) -> dict[str, Any]:
+        """For a file; loaded models by their names."""
+        return self.model_dump(mode="json", fallback=_named, **options)
+
     @classmethod
     def of(cls, target: str, out: Path | None, given: dict[str, Any]) -> ExplainRecipe:
         """The recipe for a folder of concepts, or for an autoencoder with the folder `out`.
@@ -106,3 +110,7 @@ class ExplainRecipe(BaseModel):
                 "for its latents."
             )
         return build(cls, {"sae": target, "concepts": str(out), **given})
+
+
+def _named(loaded: Any) -> str:
+    return str(getattr(loaded, "name", type(loaded).__name__))
