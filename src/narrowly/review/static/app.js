@@ -4,6 +4,7 @@ import { api, Conflict, onTold, tellOthers } from "./api.js";
 import { ConceptView } from "./concept.js";
 import { byId, count, dialog, h, plural, toast } from "./dom.js";
 import { List } from "./list.js";
+import { enterExamples, walk } from "./tip.js";
 
 const state = { recipe: null, live: false, note: null };
 const list = new List(open);
@@ -212,6 +213,7 @@ const KEYS = [
   ["n", "note why", () => byId("note").focus()],
   ["e", "edit the explanation", () => view.detail && view.edit()],
   ["[ ]", "the other end, the next layer", null],
+  ["x", "examples: ↑ ↓ from one to the next, ← → the values of their tokens", enterExamples],
   ["t", "try your own text", () => view.typed?.field.focus()],
   ["z", "undo this tab's last change", () => undo()],
   ["h", "history", history],
@@ -219,7 +221,7 @@ const KEYS = [
   ["/", "search", () => byId("search").focus()],
   ["l", "the list", () => byId("list").focus()],
   ["Space", "scroll the evidence", null],
-  ["Esc", "leave a field, or the concept", null],
+  ["Esc", "leave a field, the examples, or the concept", null],
   ["?", "these keys", help],
 ];
 const pressed = new Map(KEYS.filter(([, , does]) => does).map(([key, , does]) => [key === "↵" ? "Enter" : key, does]));
@@ -240,7 +242,7 @@ const IN_LIST = new Set(["ArrowDown", "ArrowUp", "PageDown", "PageUp", "Home", "
 
 document.addEventListener("keydown", (event) => {
   const { target, key } = event;
-  if (byId("dialog").open) return;
+  if (byId("dialog").open || walk(event)) return;
   const typing = target.matches("input, textarea, select");
   if (key === "Escape") {
     if (typing) target.blur();
@@ -297,21 +299,6 @@ radios.forEach((button, at) => {
 for (const [id, does] of [["next", next], ["back", back], ["copy", copy], ["history", history], ["help", help], ["undo", () => undo()]])
   byId(id).addEventListener("click", does);
 byId("dialog").addEventListener("click", (event) => event.target === event.currentTarget && event.target.close());
-
-// The number behind a token or a mark, on hover and on touch.
-const tip = byId("tip");
-for (const kind of ["pointerover", "pointerdown"])
-  document.addEventListener(kind, (event) => {
-    const over = event.target.closest?.("[data-tip]");
-    tip.hidden = !over;
-    if (!over) return;
-    tip.textContent = over.dataset.tip;
-    const box = over.getClientRects()[0] ?? over.getBoundingClientRect();
-    const left = Math.min(Math.max(box.left + box.width / 2 - tip.offsetWidth / 2, 4), innerWidth - tip.offsetWidth - 4);
-    tip.style.setProperty("left", `${left}px`);
-    tip.style.setProperty("top", `${box.top > 40 ? box.top - tip.offsetHeight - 6 : box.bottom + 6}px`);
-  });
-document.addEventListener("scroll", () => (tip.hidden = true), { capture: true, passive: true });
 
 onTold(async (name) => {
   await refresh();

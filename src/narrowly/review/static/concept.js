@@ -95,7 +95,7 @@ export class ConceptView {
 
   #meaning() {
     const { explanation, explained_by: by } = this.detail;
-    const apart = this.ends?.filter((end) => end.latent?.explanations.length).length > 1;
+    const apart = this.ends?.filter((end) => end.latent).length > 1;
     if (/^explainer\b/.test(by) && apart)
       return h(
         "div",
@@ -103,13 +103,14 @@ export class ConceptView {
         h("p", { class: "author" }, `Explained end by end, by ${by.replace(/^explainer: /, "")}. `, h("button", { type: "button", class: "plain", id: "edit", onclick: () => this.edit(), title: "What the concept means as a whole (e)" }, "Say it in your own words")),
       );
     const long = explanation.length > 160;
-    const words = h("p", { class: `words${explanation ? "" : " none"}${long ? " long clamped" : ""}`, dir: "auto" }, explanation ? visible(explanation, true) : "Not explained yet.");
+    const clamped = explanation.length > (this.ends.length > 1 ? 160 : 640);
+    const words = h("p", { class: `words${explanation ? "" : " none"}${long ? " long" : ""}${clamped ? " clamped" : ""}`, dir: "auto" }, explanation ? visible(explanation, true) : "Not explained yet.");
     const whole = h("button", { type: "button", class: "plain", onclick: () => { words.classList.remove("clamped"); whole.remove(); } }, "All of it");
     return h(
       "div",
       { id: "meaning", class: "meaning" },
       words,
-      h("p", { class: "author" }, by && `by ${by.replace(/^explainer: /, "")} `, h("button", { type: "button", class: "plain", id: "edit", onclick: () => this.edit(), title: "Say it in your own words (e)" }, explanation ? "Edit" : "Explain"), long && [" · ", whole]),
+      h("p", { class: "author" }, by && `by ${by.replace(/^explainer: /, "")} `, h("button", { type: "button", class: "plain", id: "edit", onclick: () => this.edit(), title: "Say it in your own words (e)" }, explanation ? "Edit" : "Explain"), clamped && [" · ", whole]),
     );
   }
 
@@ -167,6 +168,7 @@ export class ConceptView {
     const { latent } = end;
     const explanation = latent?.explanations[0];
     const scores = latent ? scoresOf(latent).filter(([, s]) => s.value !== null) : [];
+    const told = explanation?.text === this.detail.explanation && !this.detail.explained_by.match(/^(?!explainer\b)/); // above, in large
     const words = latent?.skipped ? `Not explained: ${latent.skipped}` : (explanation?.text ?? (latent ? "Not explained." : "Read, not explained."));
     return h(
       "button",

@@ -44,6 +44,7 @@ function some(items, few, draw) {
   if (items.length <= few) return [list];
   const rest = () => {
     list.append(...items.slice(few).map(draw));
+    list.children[few].focus({ preventScroll: true });
     more.remove();
   };
   const more = h("button", { type: "button", class: "plain more", onclick: rest }, `${count(items.length - few)} more`);

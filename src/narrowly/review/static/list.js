@@ -183,7 +183,7 @@ export class List {
 
   #row(concept, at) {
     const value = this.score ? scoreOf(concept, this.score) : null;
-    const about = concept.problem ?? (concept.explanation?.replace(/^\S+\/\d+[+-]: /, "") || `${concept.finder}, ${places(Object.keys(concept.sites))}`);
+    const about = concept.problem ?? (brief(concept) || `${concept.finder}, ${places(Object.keys(concept.sites))}`);
     return h(
       "div",
       {
@@ -197,6 +197,13 @@ export class List {
       h("span", { class: `about${concept.explanation || concept.problem ? "" : " unexplained"}`, dir: "auto" }, about),
     );
   }
+}
+
+// An explainer's text of several ends, such as "layer:3/0 high: A; layer:3/0 low: B", without what
+// only tells them apart: the first is read as it is.
+function brief({ explanation, explained_by: by }) {
+  if (!explanation || !/^explainer\b/.test(by)) return explanation;
+  return explanation.replace(/(^|; )\S+\/\d+ (?=(high|low): )/g, "$1").replace(/^high: /, "");
 }
 
 // A score is one number, or one per site: then the largest.

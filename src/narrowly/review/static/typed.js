@@ -37,10 +37,9 @@ export function typed(view) {
       end.twoEnded ? null : "by its decoder’s direction, not its encoder",
       state.answer.cut && "only the first part was read",
     ].filter(Boolean);
-    shown.replaceChildren(
-      marked(state.answer.pieces, values, most, (value, i) => `projection ${signed(numbers[i])}`),
-      h("p", { class: "hint" }, notes.join(" · ")),
-    );
+    const text = marked(state.answer.pieces, values, most, (value, i) => `projection ${signed(numbers[i])}`);
+    text.tabIndex = -1;
+    shown.replaceChildren(text, h("p", { class: "hint" }, notes.join(" · ")));
   }
 
   async function read() {
@@ -84,7 +83,7 @@ export function typed(view) {
   if (view.live && kept) read();
   const element = view.live
     ? h("section", { class: "block typed" }, field, shown)
-    : h("p", { class: "hint typed" }, "To try texts of your own, start with ", h("code", {}, `narrowly review … --model ${view.detail.provenance.model}`), ".");
+    : h("p", { class: "hint typed" }, "To try texts of your own, start with ", h("code", {}, "narrowly review … ", h("span", { class: "whole" }, "--model"), ` ${view.detail.provenance.model}`), ".");
   return {
     element,
     field,
