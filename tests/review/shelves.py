@@ -122,7 +122,7 @@ def latent(name: str, site: str, sign: int = 1, seed: int = 0) -> ExplainedLaten
                 low=0.86,
                 high=0.95,
                 auroc=0.96,
-                controls={"random_explanation": 0.5, "shuffled": 0.56},
+                controls={"random": 0.5, "shuffled": 0.56},
                 **score,  # type: ignore[arg-type]
             ),
             "fuzzing": ScoreResult(
@@ -130,7 +130,7 @@ def latent(name: str, site: str, sign: int = 1, seed: int = 0) -> ExplainedLaten
                 value=0.83,
                 low=0.76,
                 high=0.89,
-                controls={"random_explanation": 0.51, "shuffled": 0.49},
+                controls={"random": 0.51, "shuffled": 0.49},
                 **{**score, "scorer": "fuzzing"},  # type: ignore[arg-type]
             ),
             "simulation": ScoreResult(

@@ -109,6 +109,23 @@ def test_undo_and_history(visit: Visit, folder: Path) -> None:
     expect(page.locator(".history li")).to_have_count(4)
 
 
+def test_a_verdict_is_not_lost_to_what_was_read_before_it(visit: Visit, folder: Path) -> None:
+    page = visit(folder, "bare")
+    held: list[Any] = []
+    page.route("**/api/concepts/persona/latents/*", lambda route: held.append(route))
+    page.goto(page.url.replace("bare", "persona"))
+    expect(page.locator("#name")).to_have_text("persona")
+    page.keyboard.press("1")
+    expect(page.locator("#saved")).to_have_text("saved")
+    held[0].continue_()
+    page.locator("mark").first.wait_for()
+    expect(page.locator(DECIDED)).to_contain_text("Undesired")
+    expect(page.locator("#saved")).to_have_text("saved")
+    page.keyboard.press("2")
+    expect(page.locator(DECIDED)).to_contain_text("Keep")
+    expect(page.locator("dialog")).to_be_hidden()
+
+
 def test_a_concept_that_a_filter_hides_once_decided(visit: Visit, tmp_path: Path) -> None:
     page = visit(shelves.shelf(tmp_path, more=20), "latent3")
     page.locator("#verdicts [data-value='undecided']").click()
@@ -145,6 +162,19 @@ def test_the_recipe_line_is_copied(visit: Visit, folder: Path) -> None:
     )
     copied = page.evaluate("navigator.clipboard.readText()")
     assert yaml.safe_load(copied) == {"defenses": [{"ablate": {"concepts": str(folder)}}]}
+
+
+def test_why_nothing_was_undone_is_said_in_the_open_dialog(visit: Visit, folder: Path) -> None:
+    page = visit(folder, "persona")
+    page.keyboard.press("1")
+    expect(page.locator("#saved")).to_have_text("saved")
+    mark(folder, "persona", "keep", by="bo")
+    page.keyboard.press("h")
+    page.locator(".history button").click()
+    expect(page.locator("dialog #toast")).to_contain_text("changed again since")
+    page.keyboard.press("Escape")
+    page.keyboard.press("z")
+    expect(page.locator("body > #toast")).to_be_visible()
 
 
 # Two tabs
@@ -212,6 +242,26 @@ def test_sorted_and_filtered(visit: Visit, tmp_path: Path) -> None:
     assert len(rows(page)) == 11
     page.locator("#verdicts [data-value='keep']").click()
     assert rows(page) == ["latent0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("high: harms; low: helps", "harms; low: helps"),
+        ("layer:1/0 high: harms; layer:2/0 low: helps", "harms; low: helps"),
+        ("layer:1/0 low: helps", "low: helps"),
+        ("harms", "harms"),
+    ],
+)
+def test_an_explainers_text_is_short_in_the_list(
+    visit: Visit, folder: Path, text: str, read: str
+) -> None:
+    explain_as(folder, "persona", text, by="explainer: lexical")
+    explain_as(folder, "bare", "high: a person's words", by="ada")
+    page = visit(folder, "persona")
+    expect(page.locator("[data-name='persona'] .about")).to_have_text(read)
+    expect(page.locator("[data-name='bare'] .about")).to_have_text("high: a person's words")
+    expect(page.locator("#meaning")).to_contain_text("Explained end by end, by lexical")
 
 
 @pytest.mark.slow
@@ -290,6 +340,98 @@ def test_scores_stand_beside_their_controls(visit: Visit, folder: Path) -> None:
     assert shares == ["90", "80", "80", "70", "70", "60", "60", "50", "50", "40", "95", "90", "85"]
 
 
+def test_baselines_stand_beside_the_score(visit: Visit, folder: Path) -> None:
+    means = {
+        name: {"value": value, "low": value - 0.05, "high": value + 0.05}
+        for name, value in {"random": 0.4, "random_sae": 0.7, "neurons": 0.6}.items()
+    }
+    scorers = {"detection": {"controls": means}, "simulation": {"controls": {}}}
+    (folder / "explaining.json").write_text(json.dumps({"scorers": scorers}))
+    page = visit(folder, "persona")
+    track = page.locator("[data-scorer='detection'] .track")
+    # Its own control explanations, and the folder's baselines; not the mean of the former.
+    expect(track.locator(".control")).to_have_count(4)
+    boxes = [track.locator(one).bounding_box() for one in (".neurons", ".random_sae", ".dot")]
+    assert boxes == sorted(boxes, key=lambda box: box["x"])
+    expect(page.locator("[data-scorer='detection'] .above")).to_have_text("+0.35")
+    expect(page.locator("[data-scorer='fuzzing'] .control")).to_have_count(2)
+    expect(page.locator(".key")).to_contain_text(
+        "latents of a random autoencoder, folder\u2019s mean"
+    )
+    expect(page.locator(".key")).to_contain_text("neurons, folder\u2019s mean")
+    track.locator(".random_sae").hover()
+    told = "latents of a random autoencoder: 0.70, mean of this folder, 0.65 to 0.75"
+    expect(page.locator("#tip")).to_have_text(told)
+    page.locator("#name").hover()
+    page.keyboard.press("Tab")
+    track.focus()
+    expect(page.locator("#tip")).to_contain_text(told)
+    expect(page.locator("#tip")).to_contain_text("another latent\u2019s explanation: 0.56")
+
+
+def test_a_latent_of_an_autoencoder_has_one_end_told_once(visit: Visit, folder: Path) -> None:
+    name, text = "latent0-layer1", "answers that harm whoever asked"
+    save_concepts([shelves.concept(name, sites=("layer:1",), seed=9)], folder)
+    one = shelves.latent(name, "layer:1").model_copy(update={"threshold": 0.0})
+    record = shelves.explained(name).model_copy(update={"latents": (one,)})
+    record.save(folder)
+    explain_as(folder, name, text, by="explainer: lexical")
+    page = visit(folder, name)
+    expect(page.locator(".card")).to_have_count(1)
+    expect(page.locator(".card")).to_contain_text("Latent active in 1,204 windows")
+    expect(page.locator(".words")).to_have_text(text)
+    expect(page.locator("#concept").get_by_text(text, exact=True)).to_have_count(1)
+    expect(page.locator("mark.plus").first).to_be_visible()
+    assert not page.locator("mark.minus").count()
+    page.keyboard.press("]")
+    expect(page.locator(".card[aria-pressed='true']")).to_have_count(1)
+    page.keyboard.press("e")
+    page.keyboard.type("cruelty")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".words")).to_have_text("cruelty")
+    expect(page.locator(".card")).to_contain_text(text)
+
+
+def test_activations_by_keyboard(visit: Visit, folder: Path) -> None:
+    page = visit(folder, "persona")
+    page.locator("mark").first.wait_for()
+    here = page.locator(".window:focus")
+    page.keyboard.press("x")
+    expect(here).to_contain_text("number 0,")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#tip")).to_have_text("3")
+    expect(page.locator("#spoken")).to_have_text("domain: 3")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#tip")).to_have_text("6")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("mark.here")).to_have_text("domain")
+    page.keyboard.press("ArrowDown")
+    expect(here).to_contain_text("number 1,")
+    expect(page.locator("#tip")).to_be_hidden()
+    expect(page.locator("#name")).to_have_text("persona")
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    expect(here).to_contain_text(shelves.ARABIC)
+    page.keyboard.press("ArrowLeft")  # reads on, from right to left
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#tip")).to_have_text("5.9")
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    expect(page.locator(".more:focus")).to_have_text("6 more")
+    page.keyboard.press("Enter")
+    expect(page.locator("#name")).to_have_text("persona")
+    expect(here).to_contain_text("safe")
+    page.keyboard.press("Escape")
+    expect(here).to_have_count(0)
+    expect(page.locator("#tip")).to_be_hidden()
+    expect(page.locator("#name")).to_be_visible()
+    page.keyboard.press("x")
+    expect(here).to_contain_text("safe")
+    page.keyboard.press("?")
+    expect(page.locator("dialog")).to_contain_text("the values of their tokens")
+
+
 def test_an_activation_on_hover(visit: Visit, folder: Path) -> None:
     page = visit(folder, "persona")
     page.locator("mark").nth(1).hover()
@@ -361,6 +503,9 @@ def test_a_text_of_ones_own_is_highlighted_while_it_is_typed(visit: Visit, tmp_p
     )
     expect(page.locator("#typed-shown")).to_contain_text("Highest")
     page.keyboard.press("Escape")
+    page.keyboard.press("x")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#spoken")).to_contain_text("projection")
     page.keyboard.press("]")
     expect(page.locator("#typed-shown")).to_contain_text("Lowest")
 

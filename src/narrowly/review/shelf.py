@@ -155,15 +155,19 @@ class Shelf:
             "problems": problems,
         }
 
-    def controls(self) -> dict[str, dict[str, float]]:
-        """By scorer, what control explanations reach on average over the folder's latents.
+    def controls(self) -> dict[str, dict[str, dict[str, float]]]:
+        """By scorer, what control explanations and baselines reach: the mean and its interval.
 
         Controls are scored for a sample of the latents; the others are seen beside these means.
+        Baselines are other latents, such as those of a random autoencoder.
         """
         try:
             scorers = read_json(self.folder / "explaining.json")["scorers"]
             return {
-                scorer: {name: float(mean["value"]) for name, mean in about["controls"].items()}
+                scorer: {
+                    name: {key: float(mean[key]) for key in ("value", "low", "high")}
+                    for name, mean in about["controls"].items()
+                }
                 for scorer, about in scorers.items()
             }
         except (NarrowlyError, LookupError, TypeError, AttributeError):

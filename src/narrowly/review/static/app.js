@@ -43,7 +43,8 @@ async function show(name) {
   state.note = null;
   fillDecision(concept);
   const detail = await view.show(concept, state.live);
-  if (detail && list.selected === name) adopt(detail, false);
+  // What was decided while it was read is newer than what was read.
+  if (detail && list.selected === name && list.get(name) === concept) adopt(detail, false);
 }
 
 // Takes in a concept as the server has it now.

@@ -60,8 +60,10 @@ export class ConceptView {
   // Text that was changed elsewhere, without touching what is being read.
   retell(concept) {
     if (this.detail?.name !== concept.name) return;
+    const reworded = concept.explanation !== this.detail.explanation;
     Object.assign(this.detail, concept);
     if (!byId("meaning-edit")) byId("meaning")?.replaceWith(this.#meaning());
+    if (reworded) byId("ends")?.replaceWith(this.#ends());
   }
 
   step(steps) {
@@ -168,13 +170,13 @@ export class ConceptView {
     const { latent } = end;
     const explanation = latent?.explanations[0];
     const scores = latent ? scoresOf(latent).filter(([, s]) => s.value !== null) : [];
-    const told = explanation?.text === this.detail.explanation && !this.detail.explained_by.match(/^(?!explainer\b)/); // above, in large
+    const told = explanation?.text === this.detail.explanation; // above, in larger letters
     const words = latent?.skipped ? `Not explained: ${latent.skipped}` : (explanation?.text ?? (latent ? "Not explained." : "Read, not explained."));
     return h(
       "button",
       { type: "button", class: `card ${end.sign > 0 ? "plus" : "minus"}`, "aria-pressed": String(end === this.end), "data-latent": end.key, onclick: () => this.choose(end) },
       h("span", { class: "which" }, endName(end), latent && h("span", {}, ` active in ${plural(latent.windows, "window")}, ${percent(latent.tokens / Math.max(latent.of_tokens, 1))} of tokens`)),
-      h("span", { class: `says${explanation && !latent.skipped ? "" : " none"}`, dir: "auto" }, visible(words, true)),
+      !told && h("span", { class: `says${explanation && !latent.skipped ? "" : " none"}`, dir: "auto" }, visible(words, true)),
       explanation?.note && h("span", { class: "caveat" }, explanation.note),
       h("span", { class: "brief" }, explanation && `${explanation.by} `, scores.slice(0, 4).map(([name, s]) => h("span", {}, `${name} `, h("b", {}, fixed(s.value))))),
     );

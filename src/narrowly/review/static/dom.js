@@ -77,19 +77,22 @@ export function places(sites) {
   return last - first === numbers.length - 1 ? `layers ${first}–${last}` : `layers ${numbers.join(", ")}`;
 }
 
+const said = byId("toast");
+
 export function toast(message, action) {
-  const element = byId("toast");
-  element.replaceChildren(message, ...(action ? [" ", action] : []));
-  element.hidden = false;
+  const box = byId("dialog");
+  (box.open ? box : document.body).append(said); // what lies behind an open dialog is dim, and not read out
+  said.replaceChildren(message, ...(action ? [" ", action] : []));
+  said.hidden = false;
   clearTimeout(toast.timer);
-  toast.timer = setTimeout(() => (element.hidden = true), 4000);
+  toast.timer = setTimeout(() => (said.hidden = true), 4000);
 }
 
 export function dialog(title, ...content) {
   const element = byId("dialog");
   const close = h("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => element.close() }, "✕");
   element.setAttribute("aria-label", title);
-  element.replaceChildren(h("h2", { tabindex: "-1", autofocus: true }, title), close, ...content);
+  element.replaceChildren(h("h2", { tabindex: "-1", autofocus: true }, title), close, ...content, ...(element.contains(said) ? [said] : []));
   if (!element.open) element.showModal();
   return element;
 }

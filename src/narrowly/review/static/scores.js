@@ -2,13 +2,16 @@
 
 import { count, fixed, h, percent, signed } from "./dom.js";
 
+// What a score stands beside: other words for the same latent, or other latents.
+const CONTROLS = { random: "random words as the explanation", shuffled: "another latent’s explanation" };
+const BASELINES = { random_sae: "latents of a random autoencoder", neurons: "neurons" };
 const CHANCE = { "balanced accuracy": 0.5, AUROC: 0.5 };
 
 // From 0 to 1 where the metric is a share; else what holds every number, with zero in it.
 function ends(results) {
   const bounded = results.every(([, s]) => /accuracy|AUROC/.test(s.metric));
   if (bounded) return [0, 1];
-  const numbers = results.flatMap(([, s]) => [s.value, s.low, s.high, ...Object.values(s.controls)]).filter((n) => n !== null && n !== undefined);
+  const numbers = results.flatMap(([, s]) => [s.value, s.low, s.high, ...s.beside.map((b) => b.value)].flat()).filter((n) => n !== null && n !== undefined);
   const [low, high] = [Math.min(0, ...numbers), Math.max(...numbers, 0)];
   const air = 0.06 * (high - low || 1);
   return results.every(([, s]) => s.metric === "correlation") ? [Math.min(low - air, -0.1), 1] : [low - air, high + air];
@@ -21,12 +24,17 @@ export function scoresOf(latent, author = null) {
     .map(([key, score]) => [key.split("/")[0], score]);
 }
 
-// `means`: what controls reach on average in this folder, for a latent without its own.
+// `means`: what controls reach on average in this folder, for a latent without its own; and what
+// baselines do, which are other latents.
 export function scorePlot(scores, means = {}) {
   scores = scores.map(([name, score]) => {
-    const own = Object.keys(score.controls).length > 0;
-    return [name, own ? score : { ...score, controls: means[name] ?? {}, borrowed: true }];
+    const own = Object.entries(score.controls).map(([key, value]) => ({ key, value }));
+    const lent = Object.entries(means[name] ?? {}).filter(([key]) => key in BASELINES || !own.length);
+    return [name, { ...score, beside: [...own, ...lent.map(([key, mean]) => ({ key, ...mean, lent: true }))] }];
   });
+  const beside = scores.flatMap(([, s]) => s.beside);
+  const controls = beside.filter(({ key }) => !(key in BASELINES));
+  const baselines = Object.keys(BASELINES).filter((key) => beside.some((b) => b.key === key));
   const units = new Map();
   for (const entry of scores) {
     const unit = /accuracy|AUROC/.test(entry[1].metric) ? "share" : entry[1].metric;
@@ -36,16 +44,26 @@ export function scorePlot(scores, means = {}) {
     "div",
     { class: "scores" },
     [...units.values()].flatMap((group) => group.map(([name, score]) => row(name, score, ends(group)))),
-    scores.some(([, s]) => Object.keys(s.controls).length) &&
-      h("p", { class: "key" }, h("span", { class: "dot" }), "score, 95 % interval ", h("span", { class: "control" }), scores.some(([, s]) => s.borrowed && Object.keys(s.controls).length) ? "controls, folder’s mean " : "controls ", h("span", { class: "chance" }), "chance"),
+    beside.length > 0 &&
+      h(
+        "p",
+        { class: "key" },
+        sign("dot", "score, 95 % interval"),
+        controls.length > 0 && sign("control", controls.some((c) => c.lent) ? "controls, folder’s mean" : "controls"),
+        sign("chance", "chance"),
+        baselines.map((key) => sign(`control ${key}`, `${BASELINES[key]}, folder’s mean`)),
+      ),
   );
 }
 
+const sign = (kind, what) => h("span", { class: "sign" }, h("span", { class: kind }), what);
+
 function row(name, score, [low, high]) {
   const at = (value) => `${(100 * Math.min(Math.max((value - low) / (high - low), 0), 1)).toFixed(2)}%`;
-  const controls = Object.entries(score.controls);
-  const whose = (key) => `${key.replaceAll("_", " ")} control${score.borrowed ? ", mean of this folder" : ""}`;
-  const best = controls.length ? Math.max(...controls.map(([, v]) => v)) : null;
+  const whose = ({ key, value, low, high, lent }) =>
+    `${BASELINES[key] ?? CONTROLS[key] ?? key.replaceAll("_", " ")}: ${fixed(value)}${lent ? `, mean of this folder, ${fixed(low)} to ${fixed(high)}` : ""}`;
+  const controls = score.beside.filter(({ key }) => !(key in BASELINES));
+  const best = controls.length ? Math.max(...controls.map((c) => c.value)) : null;
   const above = best === null || score.value === null ? null : score.value - best;
   const judged = score.scored + score.unparsed;
   const about = [
@@ -58,7 +76,7 @@ function row(name, score, [low, high]) {
   const told = [
     `${name}: ${fixed(score.value)}`,
     score.low === null ? null : `interval ${fixed(score.low)} to ${fixed(score.high)}`,
-    ...controls.map(([key, v]) => `${whose(key)} ${fixed(v)}`),
+    ...score.beside.map(whose),
   ].filter(Boolean).join("; ");
   return h(
     "div",
@@ -66,12 +84,12 @@ function row(name, score, [low, high]) {
     h("span", { class: "name" }, name),
     h(
       "span",
-      { class: "track", role: "img", "aria-label": told },
+      { class: "track", role: "img", "aria-label": told, "data-tip": told, tabindex: "0" },
       score.metric in CHANCE && h("span", { class: "chance", vars: { "--x": at(CHANCE[score.metric]) } }),
       !(score.metric in CHANCE) && low < 0 && h("span", { class: "chance", vars: { "--x": at(0) } }),
       score.low !== null && h("span", { class: "range", vars: { "--x": at(score.low), "--y": at(score.high) } }),
-      controls.map(([key, v]) => h("span", { class: `control${score.borrowed ? " borrowed" : ""}`, vars: { "--x": at(v) }, "data-tip": `${whose(key)}: ${fixed(v, 3)}` })),
-      score.value !== null && h("span", { class: "dot", vars: { "--x": at(score.value) }, "data-tip": told }),
+      score.beside.map((b) => h("span", { class: `control ${b.key in BASELINES ? b.key : b.lent ? "borrowed" : ""}`, vars: { "--x": at(b.value) }, "data-tip": whose(b) })),
+      score.value !== null && h("span", { class: "dot", vars: { "--x": at(score.value) } }),
     ),
     h("span", { class: "number" }, fixed(score.value)),
     h("span", { class: "above", title: "Above its best control" }, above === null ? "" : signed(above)),
