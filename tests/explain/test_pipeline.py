@@ -146,9 +146,7 @@ def test_a_mistake_is_one_message_and_nothing_is_written(folder, changes, messag
 
 
 @pytest.mark.slow
-def test_from_the_command_line(folder, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-
+def test_from_the_command_line(folder):
     def narrowly(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
@@ -156,7 +154,9 @@ def test_from_the_command_line(folder, monkeypatch):
 
     texts = ["--data", TEXTS["data"], "--set", "limit=300", "--set", "embedder=none"]
     explained = narrowly("explain", folder, *texts)
-    assert "detection (balanced accuracy)" in explained and "next: narrowly review" in explained
+    assert re.search(r"detection \(4\) +0\.\d\d", explained)
+    assert re.search(r"random +0\.\d\d .* [+-]0\.\d\d", explained)
+    assert "next: narrowly review" in explained
     assert "high: Active" in narrowly("concepts", "show", folder, "persona")
     judged = narrowly(
         "explain", "verdicts", folder, "--task", "answer about code", "--avoid", "being cruel",

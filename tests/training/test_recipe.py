@@ -4,6 +4,7 @@ import pytest
 
 from narrowly.concepts import FindRecipe
 from narrowly.errors import NarrowlyError
+from narrowly.explain import ExplainRecipe
 from narrowly.files import write_text
 from narrowly.settings import read_settings
 from narrowly.training import Recipe, recipe_schema
@@ -81,8 +82,9 @@ def test_overrides_of_a_recipe_object(read):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_we_ship_is_valid(path):
-    finds = "\nfinders:" in path.read_text()
-    assert read_settings(FindRecipe if finds else Recipe, path)
+    kinds = {"\nfinders:": FindRecipe, "\nexplainers:": ExplainRecipe, "\ntraining:": Recipe}
+    [kind] = [kind for key, kind in kinds.items() if key in path.read_text()]
+    assert read_settings(kind, path)
 
 
 def test_the_schema_knows_every_key():

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from narrowly.explain.controls import Summary as ScorerSummary
 from narrowly.explain.controls import summarise
-from narrowly.explain.metrics import difference_of_means, mean_over_latents
+from narrowly.explain.metrics import Estimate, difference_of_means, mean_over_latents
 from narrowly.explain.record import ScoreResult, load_explained
 
 
@@ -33,22 +33,20 @@ class Summary:
         return asdict(self)
 
     def __rich__(self) -> RenderableType:
-        """A row for each scorer; under each control its value, and how far the score is above."""
+        """A row for each scorer, and one for each control with how far the score is above it."""
         table = Table(box=None, header_style="dim", padding=(0, 1))
-        table.add_column("scorer", no_wrap=True)
-        controls = list(dict.fromkeys(c for s in self.scorers.values() for c in s.controls))
-        for column in ("score", "95 %", *controls, "latents", "unparsed"):
+        table.add_column("scorer (latents)", no_wrap=True)
+        for column in ("score", "95 %", "above", "95 %"):
             table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("", style="dim")
         for name, scorer in self.scorers.items():
-            value = scorer.value
-            table.add_row(
-                f"{name} ({scorer.metric})",
-                f"{value.value:.2f}" if value else "",
-                f"{value.low:.2f} to {value.high:.2f}" if value else "",
-                *(_beside(scorer, control) for control in controls),
-                str(scorer.latents),
-                f"{scorer.unparsed:.1%}",
-            )
+            lost = f", {scorer.unparsed:.1%} unparsed" if scorer.unparsed else ""
+            about = f"{scorer.metric}{lost}"
+            table.add_row(f"{name} ({scorer.latents})", *_told(scorer.value), "", "", about)
+            for control, value in scorer.controls.items():
+                above = scorer.above[control]
+                spread = f"{above.low:+.2f} to {above.high:+.2f}"
+                table.add_row(f"  {control}", *_told(value), f"{above.value:+.2f}", spread)
         parts: list[RenderableType] = [table]
         if self.skipped:
             first, *_ = self.skipped.items()
@@ -61,10 +59,10 @@ class Summary:
         return Group(*parts)
 
 
-def _beside(scorer: ScorerSummary, control: str) -> str:
-    if control not in scorer.controls:
-        return ""
-    return f"{scorer.controls[control].value:.2f} ({scorer.above[control].value:+.2f})"
+def _told(estimate: Estimate | None) -> tuple[str, str]:
+    if estimate is None:
+        return "", ""
+    return f"{estimate.value:.2f}", f"{estimate.low:.2f} to {estimate.high:.2f}"
 
 
 def summarise_folder(
