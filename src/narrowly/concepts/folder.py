@@ -200,13 +200,23 @@ def explain_as(folder: str | Path, name: str, explanation: str, by: str = "") ->
     _update(folder, name, lambda _: said)
 
 
-def add_scores(folder: str | Path, name: str, scores: Mapping[str, Score]) -> None:
+def add_scores(
+    folder: str | Path, name: str, scores: Mapping[str, Score], instead_of: Sequence[str] = ()
+) -> None:
     """Write scores into a concept's JSON, beside those it has.
+
+    Args:
+        instead_of: names of earlier scores that go.
 
     Raises:
         NarrowlyError: there is no such concept.
     """
-    _update(folder, name, lambda record: {"scores": {**record.scores, **scores}})
+
+    def changed(record: _Record) -> dict[str, Any]:
+        kept = {key: value for key, value in record.scores.items() if key not in instead_of}
+        return {"scores": kept | dict(scores)}
+
+    _update(folder, name, changed)
 
 
 def _update(folder: str | Path, name: str, changes: Callable[[_Record], dict[str, Any]]) -> None:

@@ -41,7 +41,7 @@ from narrowly.explain.record import (
     load_explained,
 )
 from narrowly.explain.refine import refine
-from narrowly.explain.scorers import Item, Scorer, make_scorer
+from narrowly.explain.scorers import SCORERS, Item, Scorer, make_scorer
 from narrowly.explain.subjects import Subject, Text, baselines_of, concepts_of, subjects_of
 from narrowly.explain.summary import Summary, summarise_folder
 from narrowly.files import sha256, write_json
@@ -358,24 +358,17 @@ def _baseline(subjects: Sequence[Subject], bench: _Bench) -> list[ScoreResult]:
 def _tell(folder: Path, explained: Explained) -> None:
     """Write what was found out into the concept's own JSON, in few words and numbers."""
     ends = [latent for latent in explained.latents if latent.explanations]
-    if not ends:
-        return
     scores: dict[str, Score] = {}
-    for scorer in ends[0].scores:
-        values = {
-            _place(end): end.scores[scorer].value
-            for end in ends
-            if scorer in end.scores and "/" not in scorer
-        }
+    for scorer in SCORERS.names():
+        values = {_place(end): end.scores[scorer].value for end in ends if scorer in end.scores}
         known: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
         if known:
             scores[scorer] = next(iter(known.values())) if len(explained.latents) == 1 else known
-    if scores:
-        add_scores(folder, explained.concept, scores)
+    add_scores(folder, explained.concept, scores, instead_of=SCORERS.names())
     [concept] = load_concepts(folder / f"{explained.concept}.json")
-    if _by_person(concept) is None:
+    if _by_person(concept) is None and (ends or concept.explained_by):
         texts = [f"{_end(end, explained)}{end.explanations[0].text}" for end in ends]
-        by = EXPLAINED + ends[0].explanations[0].by
+        by = EXPLAINED + ends[0].explanations[0].by if ends else ""
         explain_as(folder, explained.concept, "; ".join(texts), by)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from narrowly.errors import NarrowlyError
-from narrowly.files import read_json, write_json
+from narrowly.files import read_json, write_text
 
 Kind = Literal["activating", "random", "similar", "neighbour"]
 """Of an example: activating; or not, and then drawn at random, for the likeness of its text to
@@ -166,7 +166,8 @@ class Explained(_Frozen):
     def save(self, folder: str | Path) -> Path:
         """Write `<concept>.explained.json` beside the concept, whole or not at all."""
         path = Path(folder) / f"{self.concept}.explained.json"
-        write_json(path, self.model_dump(mode="json"))
+        # On one line: there may be thousands of these, and each holds hundreds of examples.
+        write_text(path, self.model_dump_json() + "\n")
         return path
 
 

@@ -251,7 +251,7 @@ class _Cut:
         pieces = window_pieces(tokenizer, tokens, start - begin, stop - begin)
         example = Example(
             pieces=pieces,
-            activations=tuple(_at_pieces(pieces, activations)),
+            activations=tuple(round(value, 4) for value in _at_pieces(pieces, activations)),
             kind=kind,
             quantile=quantile,
             row=row,
