@@ -131,6 +131,9 @@ def explain_effect(
         str, typer.Option(help="What is unwanted: change, or a metric of the recipe's evals.")
     ] = "change",
     steps: Annotated[int, typer.Option(min=1, help="Of each trial.")] = 40,
+    centred: Annotated[
+        bool, typer.Option("--centred", help="Ablate to the base model's mean, not to zero.")
+    ] = False,
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="Folder for the trials.")] = Path("runs/effect"),
 ) -> None:
@@ -142,6 +145,5 @@ def explain_effect(
     from narrowly.training.trials import rank_by_effect
 
     chosen = Recipe.read(recipe, settings or [])
-    effects = rank_by_effect(chosen, folder, broad, out, by=by, steps=steps)
-    console.print(effects)
-    next_command(f"narrowly concepts drop {folder} {effects.ranked[0].concept}")
+    console.print(rank_by_effect(chosen, folder, broad, out, by=by, steps=steps, centred=centred))
+    next_command(f"narrowly review {folder}")

@@ -157,7 +157,7 @@ def rank_by_effect(
 
     Args:
         recipe: the fine-tune, with `validation` data: held-out chats of the task. Its own defenses
-            stay, and its evals are run on every trial.
+            stay, and its evals are run on every trial. Of several seeds the first is tried.
         concepts: their folder.
         broad: chats with answers, of everything but the task.
         by: what is unwanted: "change", or a metric of the recipe's evals, `EVAL.METRIC`.
@@ -169,15 +169,16 @@ def rank_by_effect(
         limit: measure on the first so many chats, of the task and broad.
 
     Raises:
-        NarrowlyError: the recipe lacks validation data or has several seeds, an unknown name, the
-            undefended trial learns nothing, or `out` holds trials of other settings.
+        NarrowlyError: the recipe lacks validation data, an unknown name, the undefended trial
+            learns nothing, or `out` holds trials of other settings.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
-    if recipe.validation is None or recipe.seeds is not None:
+    if recipe.validation is None:
         raise NarrowlyError(
-            "trials need a recipe with one `seed` and with `validation` chats, on which to measure "
-            "how much of the task was learned."
+            "trials need a recipe with `validation` chats, on which to measure how much of the "
+            "task was learned."
         )
+    recipe = recipe.per_seed()[0]
     folder, out = Path(concepts), Path(out)
     held_out = load_chats(recipe.validation, limit=limit)
     elsewhere = load_chats(broad, limit=limit)
