@@ -303,6 +303,19 @@ def test_five_thousand_concepts(visit: Visit, tmp_path: Path) -> None:
     assert time.monotonic() - began < 2
 
 
+def test_no_step_is_lost_however_fast_the_keys_are(visit: Visit, tmp_path: Path) -> None:
+    page = visit(shelves.shelf(tmp_path, more=30))
+    names = page.locator(".row .name").all_inner_texts()
+    page.locator("#list").focus()
+    page.evaluate(
+        """() => {
+          for (let i = 0; i < 5; i++)
+            document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
+        }"""
+    )
+    expect(page.locator("#name")).to_have_text(names[5])
+
+
 # The evidence
 
 

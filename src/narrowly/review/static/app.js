@@ -29,6 +29,7 @@ function tell() {
 
 // The address holds the open concept, so that the browser's back goes back.
 function open(name) {
+  list.asked = name;
   if (location.hash === `#${name}`) show(name);
   else location.hash = name;
 }

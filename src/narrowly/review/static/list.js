@@ -79,8 +79,11 @@ export class List {
   }
 
   // The row so many steps away, within the list.
+  // Keys come faster than concepts open, so a step goes on from where the last one leads.
   step(steps) {
-    const to = steps > 0 ? Math.floor(this.#place() + steps) : Math.ceil(this.#place() + steps);
+    const asked = this.shown.findIndex((concept) => concept.name === this.asked);
+    const from = asked < 0 ? this.#place() : asked;
+    const to = steps > 0 ? Math.floor(from + steps) : Math.ceil(from + steps);
     const concept = this.shown[Math.min(Math.max(to, 0), this.shown.length - 1)];
     if (concept) this.open(concept.name);
   }
@@ -94,6 +97,7 @@ export class List {
 
   select(name) {
     this.selected = name;
+    if (this.asked === name) this.asked = null;
     const at = this.#place();
     if (Number.isInteger(at)) {
       const top = at * ROW;
