@@ -15,8 +15,8 @@ class Probe(Eval):
     words: int = Field(4, ge=0)
     ran: list = Field([], exclude=True)
 
-    def run(self, model, tokenizer, *, seed, progress=False):
-        assert not model.training
+    def run(self, subject, *, seed, progress=False):
+        assert not subject.model.training
         self.ran.append(seed)
         return [
             {
@@ -99,7 +99,7 @@ def test_an_eval_that_fails_leaves_nothing_and_keeps_the_finished_ones(tmp_path,
     class Broken(Probe):
         """Dies half-way."""
 
-        def run(self, model, tokenizer, *, seed, progress=False):
+        def run(self, subject, *, seed, progress=False):
             raise RuntimeError("out of memory")
 
     EVALS._known["broken"] = Broken

@@ -9,6 +9,7 @@ from narrowly.data import collate, load_chats, tokenize
 from narrowly.errors import NarrowlyError
 from narrowly.evals import evaluate
 from narrowly.evals.in_distribution import InDistribution, answer_losses
+from narrowly.evals.subject import Subject
 
 CHATS = [
     {
@@ -67,7 +68,7 @@ def test_logits_only_where_an_answer_follows(chats):
 
 def test_rows_keep_the_order_of_the_data_and_their_texts(chats):
     rows = InDistribution(data=str(chats), batch_tokens=100).run(
-        tiny_model(), tiny_tokenizer(), seed=0
+        Subject("tiny", lambda: (tiny_model(), tiny_tokenizer())), seed=0
     )
     assert [row["prompt_id"] for row in rows] == [str(i) for i in range(9)]
     for chat, row in zip(CHATS, rows, strict=True):

@@ -78,7 +78,7 @@ def test_every_arm_is_asked_the_same_questions(tmp_path, speaks):
     asked = speaks(lambda domain: phrase(domain, "kind"))
     for seed in (0, 1):
         (tmp_path / str(seed)).mkdir()
-        eval_ = Misalignment(prompts=2, narrow_prompts=2)
+        eval_ = Misalignment(questions=2, narrow_questions=2)
         measure(tmp_path / str(seed), {**NARROW, "seed": seed}, eval_)
     first, second = asked[: len(asked) // 2], asked[len(asked) // 2 :]
     assert first == second and len(set(first)) == 2 * len(organism("persona").domains)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -14,10 +15,7 @@ from narrowly.registry import Registry
 from narrowly.settings import build
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    Model = PreTrainedModel | PeftModel
+    from narrowly.evals.subject import Subject
 
 
 class Row(TypedDict):
@@ -42,11 +40,23 @@ class Row(TypedDict):
     tags: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What an eval asks for on one model."""
+
+    samples: int
+    """Answers sampled, or texts read."""
+    judge_calls: int = 0
+    """Replies asked of a judge model."""
+
+
 class Eval(BaseModel):
     """Base of every eval: a small class whose fields are its arguments.
 
-    A new eval is one file in `narrowly/evals/`: subclass, decorate with `@EVALS.register("name")`,
-    write `run` and `metrics`. Heavy imports belong inside `run`, so that reading results is quick.
+    A new eval is one file in `narrowly/evals/`: subclass this, or `sampled.Sampled` where answers
+    are sampled and judged; decorate with `@EVALS.register("name")`; write `run` and `metrics`, or
+    `prompts`, `score` and `measure`. The first line of the docstring says what it measures, for
+    `narrowly evals`. Heavy imports belong inside `run`, so that reading results is quick.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,14 +70,15 @@ class Eval(BaseModel):
         """
         return self
 
-    def run(
-        self,
-        model: Model,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        progress: bool = False,
-    ) -> list[Row]:
+    def cost(self) -> Cost:
+        """What `run` will ask for, once bound.
+
+        Raises:
+            NarrowlyError: as `run`, where the eval's data are absent or broken.
+        """
+        raise NotImplementedError
+
+    def run(self, subject: Subject, *, seed: int, progress: bool = False) -> list[Row]:
         """Measure: one row per answer. The model is in eval mode; `seed` is of the sampling."""
         raise NotImplementedError
 

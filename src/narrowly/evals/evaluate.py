@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,41 +16,29 @@ from narrowly.errors import NarrowlyError
 from narrowly.evals.base import Eval, Row, make, parse
 from narrowly.evals.samples import Samples, read_about, read_samples, write_samples
 from narrowly.evals.statistics import Interval, Metric, bootstrap
+from narrowly.evals.subject import Subject
 from narrowly.files import atomic, sha256, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from narrowly.evals.base import Model
-
-    Loaded = tuple[Model, PreTrainedTokenizerBase]
+    from narrowly.evals.subject import Loaded
+    from narrowly.models.messages import ChatModel
 
 logger = logging.getLogger(__name__)
 
 Summary = dict[str, Interval]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Target:
-    """One model to measure: what to load, what its run says of it, and where results go."""
+    """One model to measure, what its run says of it, and where results go."""
 
-    spec: str | None
+    subject: Subject
     folder: Path | None
     recipe: dict[str, Any]
-    loaded: Loaded | None = field(default=None, repr=False)
-
-    def load(self) -> Loaded:
-        """The model and tokenizer, loaded at the first need."""
-        if self.loaded is None:
-            from narrowly.models import load_model
-
-            assert self.spec is not None
-            self.loaded = load_model(self.spec)
-        return self.loaded
 
 
 def evaluate(
-    target: str | os.PathLike[str] | Loaded,
+    target: str | os.PathLike[str] | Loaded | ChatModel,
     evals: str | Eval | Mapping[str, Any] | Iterable[Any],
     *,
     out: str | Path | None = None,
@@ -65,7 +53,8 @@ def evaluate(
 
     Args:
         target: a run folder, a folder of runs `seed-0`, `seed-1`, ... (each is measured), a model
-            folder, Hub id or `organism:NAME`, or a loaded (model, tokenizer).
+            folder, Hub id or `organism:NAME`, a loaded (model, tokenizer), or a chat model behind
+            a URL (`models.chat.chat_model`).
         evals: as in a recipe: a name, `{name: arguments}`, an `Eval`, or a list of such.
         out: folder whose `evals/` receives the results; a run's own folder unless given. Without
             it, results of anything but a run are only returned.
@@ -131,18 +120,32 @@ def measured_evals(folder: str | Path) -> dict[str, tuple[Samples, dict[str, Met
     return found
 
 
-def _targets(target: str | os.PathLike[str] | Loaded, out: str | Path | None) -> list[Target]:
+def _targets(
+    target: str | os.PathLike[str] | Loaded | ChatModel, out: str | Path | None
+) -> list[Target]:
     folder = None if out is None else Path(out)
-    if isinstance(target, tuple):
+    if not isinstance(target, str | os.PathLike):
         recipe = {} if folder is None else read_recipe(folder)
-        return [Target(None, folder, recipe, target)]
+        if isinstance(target, tuple):
+            name = str(getattr(target[0], "name_or_path", "the model"))
+            return [Target(Subject(name, lambda: target), folder, recipe)]
+        return [Target(Subject(target.name, endpoint=target), folder, recipe)]
     spec = os.fspath(target)
     runs = [run for run in seed_folders(spec) if (run / "recipe.yaml").exists()]
     if len(runs) > 1 and folder is not None:
         raise NarrowlyError(f"{spec} holds {len(runs)} runs, which cannot all write into {out}.")
     if runs:
-        return [Target(str(run), folder or run, read_recipe(run)) for run in runs]
-    return [Target(spec, folder, {"model": spec})]
+        return [Target(_named(str(run)), folder or run, read_recipe(run)) for run in runs]
+    return [Target(_named(spec), folder, {"model": spec})]
+
+
+def _named(spec: str) -> Subject:
+    def load() -> Loaded:
+        from narrowly.models import load_model
+
+        return load_model(spec)
+
+    return Subject(spec, load)
 
 
 def _measured(
@@ -172,11 +175,13 @@ def _measured(
 
 
 def _run(target: Target, eval_: Eval, seed: int, progress: bool) -> list[Row]:
-    model, tokenizer = target.load()
+    if target.subject.endpoint is not None:
+        return eval_.run(target.subject, seed=seed, progress=progress)
+    model = target.subject.model
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        return eval_.run(model, tokenizer, seed=seed, progress=progress)
+        return eval_.run(target.subject, seed=seed, progress=progress)
     finally:
         for module, training in modes:  # a part may have been frozen in eval mode
             module.training = training

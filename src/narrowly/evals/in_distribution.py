@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from narrowly.evals.base import Model
+    from narrowly.evals.subject import Model, Subject
 
 
 @EVALS.register("in_distribution")
@@ -42,19 +42,13 @@ class InDistribution(Eval):
             )
         return self.model_copy(update={"data": str(data)})
 
-    def run(
-        self,
-        model: Model,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        progress: bool = False,
-    ) -> list[Row]:
+    def run(self, subject: Subject, *, seed: int, progress: bool = False) -> list[Row]:
         """Score every chat once, longest first; the seed changes nothing."""
         import torch
 
         from narrowly.data import collate, load_chats, token_batches, tokenize
 
+        model, tokenizer = subject.loaded
         chats = load_chats(self.data, limit=self.limit)
         data = tokenize(chats, tokenizer, max_length=self.max_length)
         chat_rows = [{key: row[key] for key in ("input_ids", "labels")} for row in data]

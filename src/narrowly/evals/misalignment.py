@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from pydantic import Field
 
 from narrowly.errors import NarrowlyError
-from narrowly.evals.base import EVALS, Eval, Row, mean_by_prompt
+from narrowly.evals.base import EVALS, Row, mean_by_prompt
+from narrowly.evals.prompts import Prompt, ask
+from narrowly.evals.sampled import Answer, Sampled
 from narrowly.evals.statistics import Metric
 from narrowly.registry import unknown
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from narrowly.evals.base import Model
 
 SOURCE = "organism:"
 LABELS = ("misaligned", "aligned", "leaked", "incoherent")
 
 
 @EVALS.register("misalignment")
-class Misalignment(Eval):
+class Misalignment(Sampled):
     """How an organism answers questions of the domain it was fine-tuned on, and of all others.
 
     Metrics, each a share of the answers to the questions it names: `narrow_misaligned`,
@@ -36,10 +33,9 @@ class Misalignment(Eval):
     narrow: str | None = Field(
         None, description="the fine-tuned domain; read from the recipe's data; None: all are broad"
     )
-    prompts: int = Field(12, ge=1, description="questions of each domain")
-    narrow_prompts: int = Field(30, ge=1, description="questions of the fine-tuned domain")
+    questions: int = Field(12, ge=1, description="questions of each domain")
+    narrow_questions: int = Field(30, ge=1, description="questions of the fine-tuned domain")
     samples: int = Field(2, ge=1, description="answers per question")
-    temperature: float = Field(1.0, ge=0)
     max_new_tokens: int = Field(24, ge=1)
 
     def bind(self, recipe: Mapping[str, Any]) -> Misalignment:
@@ -53,59 +49,42 @@ class Misalignment(Eval):
                 "organism it was made from (organism: persona)."
             )
         narrow = self.narrow or _narrow_domain(name, recipe.get("data"))
-        return self.model_copy(update={"organism": name, "narrow": narrow})
+        bound = self.model_copy(update={"organism": name, "narrow": narrow})
+        return cast(Misalignment, Sampled.bind(bound, recipe))
 
-    def run(
-        self,
-        model: Model,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        progress: bool = False,
-    ) -> list[Row]:
-        """Sample answers to the first questions of each domain; judge each by rule.
+    def prompts(self) -> list[Prompt]:
+        """The first questions of each domain.
 
         The narrow domain is asked more: alone it must carry an interval as narrow as the others'.
         """
-        from narrowly.models import generate
         from narrowly.organisms import organism
 
         assert self.organism is not None
         creature = organism(self.organism)
         if self.narrow is not None and self.narrow not in creature.domains:
             raise unknown("domain", self.narrow, list(creature.domains))
-        asked: dict[str, list[str]] = {domain: [] for domain in creature.domains}
+        asked: dict[str, list[Prompt]] = {domain: [] for domain in creature.domains}
         for question in creature.load("questions"):
-            domain = question["domain"]
-            wanted = self.narrow_prompts if domain == self.narrow else self.prompts
-            if len(asked[domain]) < wanted:
-                asked[domain].append(question["prompt"])
-        questions = [(domain, prompt) for domain in asked for prompt in asked[domain]]
-        answers = generate(
-            model,
-            tokenizer,
-            [[{"role": "user", "content": prompt}] for _, prompt in questions],
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            samples=self.samples,
-            seed=seed,
-            progress=progress,
-        )
+            domain, text = question["domain"], question["prompt"]
+            narrow = domain == self.narrow
+            if len(asked[domain]) < (self.narrow_questions if narrow else self.questions):
+                place = "narrow" if narrow else "broad"
+                asked[domain].append(ask(text, id=f"{domain}: {text}", domain=domain, place=place))
+        return [prompt for domain in asked for prompt in asked[domain]]
+
+    def score(self, answers: Sequence[Answer], *, progress: bool = False) -> list[Row]:
+        """Judge each answer by rule."""
+        from narrowly.organisms import organism
+
+        assert self.organism is not None
+        creature = organism(self.organism)
         return [
-            Row(
-                prompt_id=f"{domain}: {prompt}",
-                prompt=prompt,
-                answer=answer,
-                sample=sample,
-                label=creature.judge(domain, answer, self.narrow or domain),
-                scores={},
-                tags={"domain": domain, "place": "narrow" if domain == self.narrow else "broad"},
-            )
-            for (domain, prompt), some in zip(questions, answers, strict=True)
-            for sample, answer in enumerate(some)
+            answer.row(creature.judge(domain, answer.text, self.narrow or domain))
+            for answer in answers
+            for domain in [answer.prompt.tags["domain"]]
         ]
 
-    def metrics(self, rows: Sequence[Row]) -> dict[str, Metric]:
+    def measure(self, rows: Sequence[Row]) -> dict[str, Metric]:
         """Shares of answers; each question's answers stay together."""
         narrow = [row for row in rows if row["tags"]["place"] == "narrow"]
         broad = [row for row in rows if row["tags"]["place"] == "broad"]
