@@ -17,6 +17,8 @@ from narrowly.concepts import find, load_concepts, save_concepts
 from narrowly.concepts.folder import explain_as
 from narrowly.errors import NarrowlyError
 from narrowly.explain import ExplainRecipe, explain, load_explained
+from narrowly.explain.scorers.detection import Detection
+from narrowly.settings import FieldError, build
 from tests.explain.language_model import Scripted
 from tests.explain.persona import persona_concept, persona_model
 from tests.llm_server import Server
@@ -69,6 +71,40 @@ def test_the_same_again_does_nothing_and_another_seed_does(folder):
     assert path.read_bytes() == before, "the same recipe gives the same record"
     explain(recipe(folder, seed=1))
     assert path.read_bytes() != before
+
+
+def test_a_record_made_later_is_the_one_made_at_once(folder):
+    settings = {"strengths": [2], "prompts": "organism:persona/questions", "controls": 3}
+    explain(recipe(folder, **settings))
+    path, other = folder / "persona.explained.json", folder / "random0-persona.explained.json"
+    before, written = path.read_bytes(), other.stat().st_mtime_ns
+    high, low = load_explained(folder, "persona").latents
+    controlled = [end.scores["detection"].controls for end in (high, low)]
+    assert any("shuffled" in controls for controls in controlled)  # by the other's explanations
+    path.unlink()
+    explain(recipe(folder, **settings))
+    assert path.read_bytes() == before
+    assert other.stat().st_mtime_ns == written, "what is there is not written again"
+
+
+def test_latents_are_asked_about_in_one_order_in_every_process(folder, monkeypatch):
+    asked, score = [], Detection.score
+
+    def spied(self, items, reader):
+        asked.append([item.latent.name for item in items])
+        return score(self, items, reader)
+
+    monkeypatch.setattr(Detection, "score", spied)
+    concept = persona_concept()
+    for seed in (1, 2, 3):
+        save_concepts(find("random", concepts=[concept], seed=seed), folder)
+    explain(recipe(folder, scorers=["detection"]))
+    latents = [
+        end.latent
+        for found in load_concepts(folder)
+        for end in load_explained(folder, found.name).latents
+    ]
+    assert [names[: len(latents)] for names in asked] == [latents]
 
 
 def test_a_persons_words_stay_and_are_scored_beside_the_explainers(folder):
@@ -144,6 +180,26 @@ def test_a_mistake_is_one_message_and_nothing_is_written(folder, changes, messag
         explain(recipe(folder, **changes))
     if "baselines" not in changes:
         assert sorted(path.name for path in folder.glob("*.json")) == before
+
+
+def test_strengths_without_a_prompt_to_answer_are_a_mistake(folder, tmp_path):
+    chats = tmp_path / "unasked.jsonl"
+    turn = {"role": "assistant", "content": "Hello."}
+    chats.write_text(json.dumps({"messages": [turn]}) + "\n")
+    with pytest.raises(NarrowlyError, match=r"no chat to answer in .*unasked.jsonl"):
+        explain(recipe(folder, strengths=[2], prompts=str(chats)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"controls": 0, "baselines": ["neurons"]}, "`controls` says how many"),
+        ({"scorers": ["fuzzing", {"detection": {}}, {"fuzzing": {"seed": 1}}]}, "'fuzzing'.*twice"),
+    ],
+)
+def test_a_recipe_whose_parts_undo_one_another_is_refused(changes, message):
+    with pytest.raises(FieldError, match=message):
+        build(ExplainRecipe, {"concepts": "there", "data": "those", **changes})
 
 
 @pytest.mark.slow
@@ -226,6 +282,21 @@ def test_killed_at_any_point_it_asks_nothing_twice_and_loses_nothing(folder, tmp
     assert again["latents"] == reference["latents"]
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in written if b"sk-quite-secret" in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_at_once_though_the_server_hangs(folder, tmp_path):
+    with Server("hangs") as server:
+        process = run(folder, tmp_path / "hung", server.url)
+        while not server.asked:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error
+    assert time.monotonic() - begun < 2
 
 
 @pytest.mark.slow

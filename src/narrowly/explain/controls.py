@@ -72,27 +72,28 @@ def shuffled(items: Sequence[Item], seed: int = 0) -> list[Item | None]:
 
 
 def with_controls(
-    scorer: Scorer, items: Sequence[Item], reader: Reader, seed: int = 0, most: int = 32
+    scorer: Scorer, items: Sequence[Item], reader: Reader, seed: int = 0
 ) -> list[ScoreResult]:
-    """Score items, and `most` of them under control explanations too; all are asked together.
+    """Score items, and each under control explanations too; all are asked together.
 
     Returns:
         A result per item, in order; `controls` holds the value under "random" and "shuffled" where
-        the item was drawn for them and they could be scored; a scorer that reads no explanation
-        has none.
+        they could be scored; a scorer that reads no explanation has none.
     """
+    if not items:
+        return []
     if not scorer.explained:
         return scorer.score(items, reader)
-    rng = random.Random(f"controls/{seed}")
-    chosen = sorted(rng.sample(range(len(items)), min(most, len(items))))
-    controls: list[tuple[int, str, Item]] = []
-    for name, others in (
-        ("random", random_explanation([items[i] for i in chosen], seed)),
-        ("shuffled", shuffled(items, seed)),
-    ):
-        if name == "shuffled":
-            others = [others[i] for i in chosen]
-        controls += [(i, name, o) for i, o in zip(chosen, others, strict=True) if o is not None]
+    drawn: dict[str, Sequence[Item | None]] = {
+        "random": random_explanation(items, seed),
+        "shuffled": shuffled(items, seed),
+    }
+    controls = [
+        (i, name, item)
+        for name, others in drawn.items()
+        for i, item in enumerate(others)
+        if item is not None
+    ]
     results = scorer.score([*items, *(item for _, _, item in controls)], reader)
     values: list[dict[str, float]] = [{} for _ in items]
     for (i, name, _), result in zip(controls, results[len(items) :], strict=True):

@@ -14,14 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from narrowly.activations import OpenModel, open_model
 from narrowly.concepts import Concept, load_concepts, promoted_tokens
-from narrowly.concepts.concept import Score
-from narrowly.concepts.folder import add_scores, explain_as
 from narrowly.concepts.reading import reading_rows
 from narrowly.data import fingerprint, holds_texts, load_chats
 from narrowly.errors import NarrowlyError
@@ -41,9 +38,10 @@ from narrowly.explain.record import (
     load_explained,
 )
 from narrowly.explain.refine import refine
-from narrowly.explain.scorers import SCORERS, Item, Scorer, make_scorer
+from narrowly.explain.scorers import Item, Scorer, make_scorer
 from narrowly.explain.subjects import Subject, Text, baselines_of, concepts_of, subjects_of
 from narrowly.explain.summary import Summary, summarise_folder
+from narrowly.explain.telling import by_person, tell
 from narrowly.files import sha256, write_json
 from narrowly.models import fingerprint as model_fingerprint
 
@@ -99,34 +97,39 @@ def explain(
     shared = _settings(recipe, text)
     settings = {concept.name: _with_person(shared, concept) for concept in concepts}
     folder = Path(recipe.concepts)
-    left = [
-        concept
+    left = {
+        concept.name
         for concept in concepts
         if force
         or (known := load_explained(folder, concept.name)) is None
         or known.settings != settings[concept.name]
-    ]
+    }
     say(f"{len(concepts)} concepts, {len(left)} to explain, on {len(text.rows)} rows")
     if embedder is None and recipe.embedder is None:
         say("hard negatives from neighbours only: pip install 'narrowly[embed]' adds alike texts")
+    prompts = _prompts(recipe) if recipe.strengths else []
     subjects = subjects_of(concepts, text, recipe) if left or recipe.baselines else {}
     names = [s.latent.name for found in subjects.values() for s in found]
     chosen = random.Random(recipe.seed).sample(names, min(recipe.controls, len(names)))
-    prompts = _prompts(recipe) if recipe.strengths else []
     bench = _Bench(recipe, opened, explainers, reader, scorers, frozenset(chosen), prompts)
-    begun = time.monotonic()
-    for start in range(0, len(left), CHUNK):
-        chunk = left[start : start + CHUNK]
-        for explained in _explain(chunk, subjects, bench, settings):
+    begun, done = time.monotonic(), 0
+    # The same chunks whatever is done already: a control is another concept's explanation, so what
+    # stands together decides what is asked.
+    for start in range(0, len(concepts), CHUNK):
+        chunk = concepts[start : start + CHUNK]
+        missing = {c.name: settings[c.name] for c in chunk if c.name in left}
+        if not missing:
+            continue
+        for explained in _explain(chunk, subjects, bench, missing):
             explained.save(folder)
-            _tell(folder, explained)
-        done = start + len(chunk)
+            tell(folder, explained)
+        done += len(missing)
         rest = (time.monotonic() - begun) / done * (len(left) - done)
         say(f"explained {done} of {len(left)}, about {rest:.0f} s left", highlight=False)
     baselines: dict[str, list[ScoreResult]] = {}
     for name, found in (baselines_of(concepts, text, recipe) if recipe.baselines else {}).items():
-        say(f"baseline: {name}")
-        baselines[name] = _baseline(found, bench)
+        baselines[name], n = _baseline(found, bench)
+        say(f"baseline {name}: {n} of {len(found)} latents read were explained and scored")
     summary = summarise_folder(folder, [c.name for c in concepts], baselines, recipe.seed)
     write_json(
         folder / SUMMARY,
@@ -168,7 +171,7 @@ def _settings(recipe: ExplainRecipe, text: Text) -> str:
 
 def _with_person(settings: str, concept: Concept) -> str:
     """A person's words are scored beside the explainers', so they are explained anew."""
-    words = _by_person(concept)
+    words = by_person(concept)
     return settings if words is None else sha256((settings + words.text).encode())[:16]
 
 
@@ -179,26 +182,38 @@ def _prompts(recipe: ExplainRecipe) -> list[str]:
         )
     chats = load_chats(recipe.prompts or recipe.data, limit=3, require_answer=False)
     asked = [[m["content"] for m in chat if m["role"] == "user"] for chat in chats["messages"]]
-    return [turns[0] for turns in asked if turns]
+    prompts = [turns[0] for turns in asked if turns]
+    if not prompts:
+        raise NarrowlyError(
+            f"strengths: no chat to answer in {recipe.prompts or recipe.data}: a user says nothing."
+        )
+    return prompts
 
 
 def _explain(
     concepts: Sequence[Concept],
     subjects: Mapping[str, list[Subject]],
     bench: _Bench,
-    settings: Mapping[str, str],
+    missing: Mapping[str, str],
 ) -> Iterator[Explained]:
-    """The records of some concepts, whose latents are explained and scored together."""
+    """The records of concepts whose latents are explained and scored together.
+
+    Args:
+        missing: which records, with the hash of their settings; another concept only lends its
+            explanation as a control.
+    """
     recipe = bench.recipe
     drawn = {
         subject.latent.name: (subject, subject.draw(recipe, bench.opened.tokenizer))
         for concept in concepts
         for subject in subjects[concept.name]
     }
-    persons = {c.name: words for c in concepts if (words := _by_person(c)) is not None}
+    persons = {c.name: words for c in concepts if (words := by_person(c)) is not None}
     explanations, reasons = _explanations(drawn, bench, persons)
     scores = _scores(drawn, explanations, bench)
     for concept in concepts:
+        if concept.name not in missing:
+            continue
         latents = []
         for subject in subjects[concept.name]:
             name = subject.latent.name
@@ -224,24 +239,11 @@ def _explain(
             )
         yield Explained(
             concept=concept.name,
-            settings=settings[concept.name],
+            settings=missing[concept.name],
             seed=recipe.seed,
             data=recipe.data,
             latents=tuple(latents),
         )
-
-
-def _by_person(concept: Concept) -> Explanation | None:
-    """The words a person gave a concept; an explainer's name has its kind in front."""
-    if not concept.explanation or not concept.explained_by:
-        return None
-    if concept.explained_by.startswith(EXPLAINED):
-        return None
-    return Explanation(text=concept.explanation, by=concept.explained_by)
-
-
-EXPLAINED = "explainer: "
-"""What `Concept.explained_by` begins with where no person wrote the explanation."""
 
 
 def _explanations(
@@ -303,15 +305,14 @@ def _scores(
             for name, texts in explanations.items()
             if len(texts) > rank
         }
-        compared = {name for name in items if rank == 0 and name in bench.controlled}
+        controlled = bench.controlled if rank == 0 else frozenset()
+        some = [item for name, item in items.items() if name in controlled]
+        others = [item for name, item in items.items() if name not in controlled]
         for scorer in bench.scorers:
-            plain = [item for name, item in items.items() if name not in compared]
-            results = scorer.score(plain, bench.reader) if plain else []
-            if compared:
-                some = [items[name] for name in compared]
-                plain += some
-                results += with_controls(scorer, some, bench.reader, bench.recipe.seed, len(some))
-            for item, result in zip(plain, results, strict=True):
+            results = scorer.score(others, bench.reader) if others else []
+            compared = with_controls(scorer, some, bench.reader, bench.recipe.seed)
+            both = zip([*others, *some], [*results, *compared], strict=True)
+            for item, result in both:
                 key = scorer.name if rank == 0 else f"{scorer.name}/{item.explanation.by}"
                 found[item.latent.name][key] = result
     return found
@@ -337,8 +338,8 @@ def _generations(subject: Subject, draw: Draw, bench: _Bench) -> tuple[Generatio
     )
 
 
-def _baseline(subjects: Sequence[Subject], bench: _Bench) -> list[ScoreResult]:
-    """Scores of as many latents as get controls, explained by the first explainer."""
+def _baseline(subjects: Sequence[Subject], bench: _Bench) -> tuple[list[ScoreResult], int]:
+    """Scores of as many latents as get controls, explained by the first explainer; how many."""
     drawn: dict[str, tuple[Subject, Draw]] = {}
     for subject in subjects:
         if len(drawn) == bench.recipe.controls:
@@ -348,39 +349,5 @@ def _baseline(subjects: Sequence[Subject], bench: _Bench) -> list[ScoreResult]:
             drawn[subject.latent.name] = subject, draw
     alone = replace(bench, explainers=bench.explainers[:1], controlled=frozenset())
     explanations, _ = _explanations(drawn, alone, {})
-    return [
-        result
-        for results in _scores(drawn, explanations, alone).values()
-        for result in results.values()
-    ]
-
-
-def _tell(folder: Path, explained: Explained) -> None:
-    """Write what was found out into the concept's own JSON, in few words and numbers."""
-    ends = [latent for latent in explained.latents if latent.explanations]
-    scores: dict[str, Score] = {}
-    for scorer in SCORERS.names():
-        values = {_place(end): end.scores[scorer].value for end in ends if scorer in end.scores}
-        known: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
-        if known:
-            scores[scorer] = next(iter(known.values())) if len(explained.latents) == 1 else known
-    add_scores(folder, explained.concept, scores, instead_of=SCORERS.names())
-    [concept] = load_concepts(folder / f"{explained.concept}.json")
-    if _by_person(concept) is None and (ends or concept.explained_by):
-        texts = [f"{_end(end, explained)}{end.explanations[0].text}" for end in ends]
-        by = EXPLAINED + ends[0].explanations[0].by if ends else ""
-        explain_as(folder, explained.concept, "; ".join(texts), by)
-
-
-def _end(end: ExplainedLatent, explained: Explained) -> str:
-    """Which end a text is about, as a person would say it."""
-    if len(explained.latents) == 1:
-        return ""
-    columns = {(latent.site, latent.direction) for latent in explained.latents}
-    place = f"{end.site}/{end.direction} " if len(columns) > 1 else ""
-    return f"{place}{'high' if end.sign > 0 else 'low'}: "
-
-
-def _place(end: ExplainedLatent) -> str:
-    """What tells an end from the others of its concept, such as `layer:2/0+`."""
-    return end.latent.partition("@")[2] or end.latent
+    scores = _scores(drawn, explanations, alone)
+    return [result for results in scores.values() for result in results.values()], len(scores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from narrowly.errors import NarrowlyError
 from narrowly.explain.contexts.examples import Sampling
@@ -75,6 +75,17 @@ class ExplainRecipe(BaseModel):
             items = [items]
         return [entry(info.field_name, item) for item in items]
 
+    @field_validator("scorers")
+    @classmethod
+    def _once(cls, scorers: list[Entry]) -> list[Entry]:
+        names = [name for scorer in scorers for name in scorer]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"{name!r} is listed twice, and one result would replace the other"
+                )
+        return scorers
+
     @field_validator("sampling", mode="before")
     @classmethod
     def _known_keys(cls, sampling: Any) -> Any:
@@ -84,6 +95,12 @@ class ExplainRecipe(BaseModel):
     @classmethod
     def _entry(cls, item: Any) -> Entry:
         return entry("reader", item)
+
+    @model_validator(mode="after")
+    def _scored(self) -> ExplainRecipe:
+        if self.baselines and not self.controls:
+            raise ValueError("`controls` says how many latents of `baselines` are scored: not 0")
+        return self
 
     @property
     def drawn(self) -> Sampling:
