@@ -251,7 +251,8 @@ class _Cut:
         pieces = window_pieces(tokenizer, tokens, start - begin, stop - begin)
         example = Example(
             pieces=pieces,
-            activations=tuple(round(value, 4) for value in _at_pieces(pieces, activations)),
+            # Significant digits: some latents are never above a thousandth.
+            activations=tuple(float(f"{v:.4g}") for v in _at_pieces(pieces, activations)),
             kind=kind,
             quantile=quantile,
             row=row,
