@@ -72,6 +72,22 @@ def test_a_judges_verdict_gives_way_to_a_person_and_to_another_judge(folder):
     assert load_concepts(folder / "a.json")[0].verdict.by == "Ann"
 
 
+def test_what_a_person_decides_while_the_judge_thinks_stays(folder):
+    class Slow(Says):
+        def __call__(self, views, task, avoid):
+            mark(folder, "b", "keep", by="Ann")
+            mark(folder, "d", "undesired", by="Ann")
+            return super().__call__(views, task, avoid)
+
+    said = {name: undesired() for name in "abc"} | {"d": "no reply"}
+    proposals = {p.concept: p for p in propose(folder, TASK, AVOID, Slow(**said))}
+    now = {concept.name: concept.verdict for concept in load_concepts(folder)}
+    assert now["b"] == Verdict(value="keep", by="Ann")
+    assert now["a"].by == now["c"].by == "judge: a parrot"
+    assert {name: p.verdict for name, p in proposals.items()} == now
+    assert proposals["b"].note == proposals["d"].note == "Ann decided"
+
+
 @pytest.mark.parametrize(
     ("reply", "value"),
     [

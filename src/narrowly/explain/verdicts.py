@@ -103,7 +103,10 @@ def propose(folder: str | Path, task: str, avoid: str, judge: Judge) -> list[Pro
     judged = dict(zip((v.concept for v in free), judge(free, task, avoid), strict=True))
     proposals = []
     for name, before in standing.items():
-        if name not in judged:
+        if name in judged:  # a person may have decided while the judge was thinking
+            [concept] = load_concepts(Path(folder) / f"{name}.json")
+            before = concept.verdict
+        if _by_person(before):
             proposals.append(Proposal(name, before, f"{before.by or 'a person'} decided"))
         elif isinstance(verdict := judged[name], str):
             proposals.append(Proposal(name, before, verdict))
