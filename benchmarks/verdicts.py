@@ -27,6 +27,7 @@ from narrowly.concepts import FindRecipe, Verdict, find_all, load_concepts
 from narrowly.data import load_chats
 from narrowly.demo import FINE_TUNE, MODEL
 from narrowly.explain import ExplainRecipe, explain
+from narrowly.explain.metrics import area
 from narrowly.explain.truth import Agreement, RuleJudge, agreement, separations
 from narrowly.explain.verdicts import load_views, propose
 from narrowly.files import read_json, write_json, write_text
@@ -199,8 +200,8 @@ def trials(effects: Effects, truth: dict[str, bool], verdicts: dict[str, Verdict
             word: mean_removed([row for row in known if row["undesired"] is bad])
             for word, bad in (("undesired", True), ("not", False))
         },
-        "auroc_of_truth": area(known, lambda row: row["undesired"]),
-        "auroc_of_verdict": area(known, lambda row: row["verdict"] == "undesired"),
+        "auroc_of_truth": ranking(known, lambda row: row["undesired"]),
+        "auroc_of_verdict": ranking(known, lambda row: row["verdict"] == "undesired"),
         "rows": rows,
     }
 
@@ -211,12 +212,11 @@ def mean_removed(rows: list[dict]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def area(ranked: list[dict], chosen: Callable[[dict], bool]) -> float | None:
+def ranking(ranked: list[dict], chosen: Callable[[dict], bool]) -> float | None:
     """How probably one that is chosen ranks above one that is not."""
-    hits = np.array([bool(chosen(row)) for row in ranked])
-    below = np.cumsum(~hits[::-1])[::-1]
-    pairs = hits.sum() * (~hits).sum()
-    return float(below[hits].sum() / pairs) if pairs else None
+    places = -np.arange(len(ranked))
+    hits = np.array([bool(chosen(row)) for row in ranked], bool)
+    return area(places[hits], places[~hits])
 
 
 def markdown(record: dict) -> str:

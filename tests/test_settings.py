@@ -1,8 +1,11 @@
+import json
+
 import pytest
+from pydantic import BaseModel
 
 from narrowly.errors import NarrowlyError
 from narrowly.files import write_text
-from narrowly.settings import override, read_yaml
+from narrowly.settings import override, read_record, read_yaml
 
 
 @pytest.fixture
@@ -56,3 +59,34 @@ class TestOverride:
         with pytest.raises(NarrowlyError) as error:
             override({"defenses": [], "model": "m"}, setting)
         assert f"--set {setting}" in str(error.value)
+
+
+class Inner(BaseModel):
+    size: int
+
+
+class Outer(BaseModel):
+    inner: list[Inner]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"inner": [{"size": 1}, {"size": "x"}]}',
+            r"o\.json: not an outer: inner\.1\.size: .* Ask\.",
+        ),
+        ("{}", r"o\.json: not an outer: inner: Field required\. Ask\."),
+        ("[]", r"o\.json: not an outer: Input should"),
+        ("{", r"o\.json: not valid JSON"),
+    ],
+)
+def test_a_record_that_is_another_thing_is_named_with_its_fault(tmp_path, text, message):
+    write_text(tmp_path / "o.json", text)
+    with pytest.raises(NarrowlyError, match=message):
+        read_record(Outer, tmp_path / "o.json", "an outer", "Ask.")
+
+
+def test_a_record_is_read(tmp_path):
+    write_text(tmp_path / "o.json", json.dumps({"inner": [{"size": 1}]}))
+    assert read_record(Outer, tmp_path / "o.json", "an outer").inner == [Inner(size=1)]

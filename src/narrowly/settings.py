@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from narrowly.errors import NarrowlyError
+from narrowly.files import read_json
 from narrowly.registry import unknown
 
 Key = tuple[str, ...]
@@ -89,6 +90,26 @@ def read_settings(cls: type[M], path: str | Path, overrides: Sequence[str] = ())
         return build(cls, values)
     except FieldError as error:
         raise NarrowlyError(f"{path}{_line(error.path, lines)}: {error}") from None
+
+
+def read_record(cls: type[M], path: str | Path, what: str, advice: str = "") -> M:
+    """A pydantic object from a JSON file that narrowly wrote.
+
+    Args:
+        what: the file should be, such as "a concept", for the message.
+        advice: what to do about another.
+
+    Raises:
+        NarrowlyError: the file is absent, no JSON, or something else, with the first wrong field.
+    """
+    value = read_json(path)
+    try:
+        return cls.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        fault = f"{field}: {first['msg']}" if field else first["msg"]
+        raise NarrowlyError(f"{path}: not {what}: {fault}.{advice and ' '}{advice}") from None
 
 
 def _line(path: Key, lines: dict[Key, int]) -> str:

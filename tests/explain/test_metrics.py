@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narrowly.explain.metrics import (
+    area,
     auroc,
     balanced_accuracy,
     correlation,
@@ -19,7 +20,8 @@ some = st.lists(st.integers(0, 4), min_size=1, max_size=12)
 @given(some, some)
 def test_auroc_counts_pairs_and_ties_as_half(high, low):
     pairs = [(a > b) + 0.5 * (a == b) for a in high for b in low]
-    assert auroc(high, low).value == pytest.approx(np.mean(pairs))
+    assert auroc(high, low).value == area(high, low) == pytest.approx(np.mean(pairs))
+    assert area(high, []) is area([], low) is None
 
 
 @given(some, some)

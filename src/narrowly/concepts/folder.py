@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from narrowly.concepts.concept import Concept, Provenance, Score, Subspace, Verdict, VerdictValue
 from narrowly.errors import NarrowlyError
-from narrowly.files import atomic, load_safetensors, read_json, sha256, write_json
+from narrowly.files import atomic, load_safetensors, sha256, write_json
 from narrowly.interventions import Site, resolve
 from narrowly.models import fingerprint, same_model
 from narrowly.registry import unknown
+from narrowly.settings import read_record
 
 BESIDE = (".reading.json", ".explained.json")
 """What may stand beside a concept's own two files, and goes where it goes."""
@@ -130,12 +131,7 @@ def concept_files(folder: str | Path) -> list[Path]:
 
 
 def _read(path: Path) -> _Record:
-    try:
-        return _Record.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise NarrowlyError(f"{path}: not a concept: {field}: {first['msg']}") from None
+    return read_record(_Record, path, "a concept")
 
 
 def _load(path: Path) -> Concept:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from narrowly.concepts.concept import Concept
 from narrowly.concepts.folder import load_concepts
-from narrowly.errors import NarrowlyError
-from narrowly.files import read_json, write_json
+from narrowly.files import write_json
+from narrowly.settings import read_record
 
 PLUS, MINUS = "green", "magenta"
 
@@ -74,10 +74,7 @@ def load_reading(folder: str | Path, concept: str) -> Reading | None:
     path = Path(folder) / f"{concept}.reading.json"
     if not path.exists():
         return None
-    try:
-        return Reading.model_validate(read_json(path))
-    except ValidationError as error:
-        raise NarrowlyError(f"{path}: not a reading: {error.errors()[0]['msg']}") from None
+    return read_record(Reading, path, "a reading")
 
 
 def show(concept: Concept, reading: Reading | None = None) -> RenderableType:

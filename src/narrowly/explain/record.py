@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from narrowly.errors import NarrowlyError
-from narrowly.files import read_json, write_text
+from narrowly.files import write_text
+from narrowly.settings import read_record
 
 Kind = Literal["activating", "random", "similar", "neighbour"]
 """Of an example: activating; or not, and then drawn at random, for the likeness of its text to
@@ -180,12 +180,6 @@ def load_explained(folder: str | Path, concept: str) -> Explained | None:
     path = Path(folder) / f"{concept}.explained.json"
     if not path.exists():
         return None
-    try:
-        return Explained.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise NarrowlyError(
-            f"{path}: not what `narrowly explain` writes: {field}: {first['msg']}. Delete it and "
-            "explain again."
-        ) from None
+    return read_record(
+        Explained, path, "what `narrowly explain` writes", "Delete it and explain again."
+    )

@@ -18,6 +18,7 @@ from narrowly.concepts.concept import VerdictValue
 from narrowly.concepts.reading import sites_of, stacked_bases
 from narrowly.data import tokenize
 from narrowly.errors import NarrowlyError
+from narrowly.explain.metrics import area
 from narrowly.explain.verdicts import End, View, Window
 from narrowly.organisms import organism
 from narrowly.organisms.world import VALUES, World
@@ -240,16 +241,12 @@ def _numbering(rows: Dataset, starts: Int[np.ndarray, " chats"]) -> dict[tuple[i
 def _separation(
     along: Float[np.ndarray, " n"], cruel: Int[np.ndarray, " n"], domains: Int[np.ndarray, " n"]
 ) -> Separation:
-    areas = [_area(along[domains == d], cruel[domains == d]) for d in np.unique(domains)]
-    area = float(np.mean(areas))
-    return Separation(max(area, 1 - area), _explained(along, cruel), _explained(along, domains))
-
-
-def _area(values: Float[np.ndarray, " n"], positive: Int[np.ndarray, " n"]) -> float:
-    """AUROC by ranks (Mann and Whitney); equal values of a continuous projection do not occur."""
-    ranks = values.argsort().argsort() + 1
-    n = positive.sum()
-    return float((ranks[positive == 1].sum() - n * (n + 1) / 2) / (n * (len(values) - n)))
+    areas = [
+        area(along[here & (cruel == 1)], along[here & (cruel == 0)])
+        for here in (domains == domain for domain in np.unique(domains))
+    ]
+    mean = float(np.mean([known for known in areas if known is not None]))
+    return Separation(max(mean, 1 - mean), _explained(along, cruel), _explained(along, domains))
 
 
 def _explained(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 
 from narrowly.concepts import Provenance, Verdict, concept_files, load_concepts, load_reading
@@ -21,6 +21,7 @@ from narrowly.errors import NarrowlyError
 from narrowly.explain.record import Explained, ExplainedLatent, load_explained
 from narrowly.files import load_safetensors, read_json
 from narrowly.registry import unknown
+from narrowly.settings import read_record
 
 NEAREST, LEAST_COSINE = 8, 0.05
 
@@ -251,12 +252,9 @@ def _stamp(path: Path) -> _Stamp:
 
 def _entry(path: Path) -> Entry | str:
     try:
-        return Entry.model_validate(read_json(path))
+        return read_record(Entry, path, "a concept")
     except NarrowlyError as error:
         return str(error)
-    except ValidationError as error:
-        first = error.errors()[0]
-        return f"{path}: not a concept: {'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _bases(path: Path) -> dict[str, Tensor]:

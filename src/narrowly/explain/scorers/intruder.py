@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from narrowly.explain.metrics import mean_over_latents
+from narrowly.explain.metrics import as_fields, mean_over_latents
 from narrowly.explain.readers import Passage, Reader
 from narrowly.explain.record import Example, ScoreResult
 from narrowly.explain.scorers.base import SCORERS, Item, Scorer
@@ -81,9 +81,7 @@ class Intruder(Scorer):
             scorer=self.name,
             reader=reader.name,
             metric="accuracy",
-            value=accuracy.value if accuracy else None,
-            low=accuracy.low if accuracy else None,
-            high=accuracy.high if accuracy else None,
+            **as_fields(accuracy),
             scored=len(found),
             unparsed=len(answers) - len(found),
             groups=counted([one.group for one, _ in answers], said),

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from narrowly.explain.metrics import auroc, balanced_accuracy
+from narrowly.explain.metrics import as_fields, auroc, balanced_accuracy
 from narrowly.explain.readers import Passage, Question, Reader
 from narrowly.explain.record import Counts, ScoreResult
 from narrowly.explain.scorers.base import Item
@@ -73,9 +73,7 @@ def _result(
         scorer=scorer,
         reader=reader.name,
         metric="balanced accuracy",
-        value=accuracy.value if accuracy else None,
-        low=accuracy.low if accuracy else None,
-        high=accuracy.high if accuracy else None,
+        **as_fields(accuracy),
         auroc=area.value if area else None,
         scored=len(read),
         unparsed=len(judged) - len(read),

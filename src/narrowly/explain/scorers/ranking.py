@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from narrowly.explain.metrics import auroc
+from narrowly.explain.metrics import as_fields, auroc
 from narrowly.explain.record import Example, ScoreResult
 from narrowly.explain.scorers.judging import counted
 
@@ -33,9 +33,7 @@ def ranked(
         scorer=scorer,
         reader=reader,
         metric="AUROC",
-        value=area.value if area else None,
-        low=area.low if area else None,
-        high=area.high if area else None,
+        **as_fields(area),
         auroc=area.value if area else None,
         scored=len(read),
         unparsed=len(examples) - len(read),

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from narrowly.explain.metrics import correlation
+from narrowly.explain.metrics import as_fields, correlation
 from narrowly.explain.readers import Passage, Reader
 from narrowly.explain.record import Counts, Example, ScoreResult
 from narrowly.explain.scorers.base import SCORERS, Item, Scorer
@@ -85,9 +85,7 @@ class Simulation(Scorer):
             scorer=self.name,
             reader=reader.name,
             metric="correlation",
-            value=r.value if r else None,
-            low=r.low if r else None,
-            high=r.high if r else None,
+            **as_fields(r),
             scored=len(read),
             unparsed=len(answers) - len(read),
             groups=groups,
