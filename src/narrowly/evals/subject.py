@@ -110,12 +110,16 @@ class Subject:
 
         Args:
             chats: up to where the assistant's turn begins.
-            options: per chat the texts to compare.
+            options: per chat the texts to compare; of two where one begins the other, the shorter
+                is the likelier by nature.
 
         Raises:
-            NarrowlyError: as `loaded`.
+            NarrowlyError: as `loaded`; the chat template refuses a chat, or an option is empty.
         """
-        raise NotImplementedError
+        from narrowly.models.next_token import option_logprobs
+
+        bar = "Choosing" if progress else None
+        return option_logprobs(self.model, self.tokenizer, chats, options, progress=bar)
 
 
 Subjects = Any

@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from rich.progress import Progress
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from narrowly.data import token_batches, tokenize_prompts
-from narrowly.interventions import eval_mode
+from narrowly.data import tokenize_prompts
 from narrowly.models.generation import continue_prompts
 from narrowly.models.identity import fingerprint
 from narrowly.models.loading import load_model
 from narrowly.models.messages import Reply, Request
-from narrowly.models.next_token import keeps_logits
+from narrowly.models.next_token import foretold
 from narrowly.models.replies import Replies, content_key, default_cache
 
 _TOGETHER = 256
@@ -188,38 +186,12 @@ class LocalChat(BaseModel):
             )
         return told
 
-    @torch.no_grad()
     def _foretold(
         self, rows: Sequence[list[int]], begins: Sequence[int]
     ) -> Iterator[tuple[int, Float[Tensor, "tokens vocabulary"]]]:
-        """Log-probabilities of what stands at each token of a row from its begin on (not 0) to its
-        end; rows that are too long for the model, or have no such token, are left out."""
-        model = self._opened[0]
-        fits = [
-            len(row) if begin < len(row) <= self._longest else 0
-            for row, begin in zip(rows, begins, strict=True)
-        ]
-        with eval_mode(model):
-            for batch in token_batches(fits, self.batch_tokens):
-                ids, mask = _padded([rows[i] for i in batch], model.device)
-                ranges = [torch.arange(begins[i] - 1, len(rows[i]) - 1) for i in batch]
-                kept = torch.cat(ranges).unique()
-                inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-                if keeps_logits(model):
-                    logits = model(**inputs, logits_to_keep=kept.to(model.device)).logits
-                else:
-                    logits = model(**inputs).logits[:, kept.to(model.device)]
-                for row, (i, places) in enumerate(zip(batch, ranges, strict=True)):
-                    where = torch.searchsorted(kept, places).to(logits.device)
-                    yield i, logits[row, where].float().log_softmax(dim=1)
-
-
-def _padded(
-    rows: list[list[int]], device: torch.device
-) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
-    tensors = [torch.tensor(row) for row in rows]
-    ones = [torch.ones_like(row) for row in tensors]
-    return pad_sequence(tensors, True, 0).to(device), pad_sequence(ones, True, 0).to(device)
+        """As `next_token.foretold`; rows that are too long for the model are left out."""
+        fits = [row if len(row) <= self._longest else [] for row in rows]
+        return foretold(self._opened[0], fits, begins, batch_tokens=self.batch_tokens)
 
 
 def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
