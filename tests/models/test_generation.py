@@ -1,5 +1,7 @@
 import random
+from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,6 +9,7 @@ from tests.tiny import ARCHITECTURES, TEMPLATES, tiny_model, tiny_tokenizer
 
 from narrowly.errors import NarrowlyError
 from narrowly.models import generate
+from narrowly.models.generation import continue_prompts
 
 CHATS = [
     [{"role": "user", "content": content}]
@@ -24,6 +27,65 @@ def test_greedy_answers_in_batches_are_those_given_one_at_a_time(architecture):
     few = generate(model, tokenizer, CHATS, batch_tokens=150, **options)
     assert together == alone == few
     assert together[0] == together[4]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_answer_does_not_depend_on_what_shares_its_batch(architecture):
+    model, tokenizer = tiny_model(architecture), tiny_tokenizer()
+    options = {"max_new_tokens": 12, "seed": 3}
+    together = generate(model, tokenizer, CHATS[:4], samples=4, **options)
+    backwards = generate(model, tokenizer, CHATS[3::-1], samples=4, **options)
+    few = generate(model, tokenizer, CHATS[:4], samples=4, batch_tokens=150, **options)
+    alone = [generate(model, tokenizer, [chat], samples=4, **options)[0] for chat in CHATS[:4]]
+    assert together == backwards[::-1] == few == alone
+    fewer = generate(model, tokenizer, CHATS[:4], samples=2, **options)
+    assert [answers[:2] for answers in together] == fewer
+    shorter = generate(model, tokenizer, CHATS[:4], samples=4, max_new_tokens=5, seed=3)
+    for whole, part in zip(chain(*together), chain(*shorter), strict=True):
+        assert whole.startswith(part.rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
+def test_the_same_chat_twice_gives_two_samples_of_it():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    twice = generate(model, tokenizer, CHATS[:1] * 2, samples=2, max_new_tokens=12)
+    [once] = generate(model, tokenizer, CHATS[:1], samples=4, max_new_tokens=12)
+    assert [*chain(*twice)] == once
+
+
+def fixed_logits(model, logits):
+    """Make the model answer from these logits at every position, whatever it read."""
+
+    def hook(module, args, output):
+        return logits.expand_as(output).clone()
+
+    model.lm_head.register_forward_hook(hook)
+    return model
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_come_as_often_as_the_model_says(temperature):
+    """Chi-square of 4,000 drawn tokens, at both steps, against the softmax itself."""
+    tokenizer = tiny_tokenizer()
+    logits = torch.full((400,), -torch.inf)
+    letters = "abcdefgh"
+    logits[tokenizer.convert_tokens_to_ids([*letters])] = torch.linspace(-1.5, 1.5, 8)
+    model = fixed_logits(tiny_model(), logits)
+    prompts = [tokenizer("k")["input_ids"]] * 4000
+    answers = continue_prompts(model, tokenizer, prompts, max_new_tokens=2, temperature=temperature)
+    drawn = [[letters.index(letter) for letter in text] for [text] in answers]
+    expected = (torch.linspace(-1.5, 1.5, 8) / temperature).softmax(0).numpy() * len(drawn)
+    for step in (0, 1):
+        counts = np.bincount([pair[step] for pair in drawn], minlength=8)
+        chi_square = float(((counts - expected) ** 2 / expected).sum())
+        assert chi_square < 24.3, "exceeded once in a thousand at 7 degrees of freedom"
+    first, second = np.array(drawn).T
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.06, "steps must be independent"
+
+
+def test_a_diverged_model_is_told():
+    model = fixed_logits(tiny_model(), torch.full((400,), torch.nan))
+    with pytest.raises(NarrowlyError, match="not finite"):
+        generate(model, tiny_tokenizer(), CHATS[:1])
 
 
 def greedy_by_hand(model, tokenizer, chat, new_tokens):
