@@ -19,7 +19,7 @@ from narrowly.errors import NarrowlyError
 from narrowly.registry import unknown
 
 _FORMATS = (".jsonl", ".json", ".parquet")
-_PREFIX = re.compile(r"(?P<prefix>[A-Za-z_]{2,}):(?P<rest>[^/].*)")
+_PREFIX = re.compile(r"(?P<prefix>[A-Za-z_]{2,}):(?!//)(?P<rest>.+)")
 _HUB = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<split>[\w.\[\]:%-]+))?")
 
 # A row and where it stands, for errors: ("chats.jsonl:17", {...})
@@ -73,11 +73,12 @@ def source_rows(source: Any) -> Iterator[_Row]:
     if not isinstance(source, str | Path):
         return ((f"row {i}", row) for i, row in enumerate(source))
     path = Path(source)
-    if path.suffix in _FORMATS:
+    match = _PREFIX.fullmatch(str(source))
+    if path.suffix in _FORMATS and (path.exists() or not match):
         return _file_rows(path)
     if path.exists():
         raise NarrowlyError(f"{path}: expected a file of kind {', '.join(_FORMATS)}.")
-    if match := _PREFIX.fullmatch(str(source)):
+    if match:
         return _numbered(str(source), _plugin(match["prefix"])(match["rest"]))
     if match := _HUB.fullmatch(str(source)):
         return _numbered(str(source), _from_hub(match["name"], match["split"] or "train"))
