@@ -89,7 +89,7 @@ def read_settings(cls: type[M], path: str | Path, overrides: Sequence[str] = ())
     try:
         return build(cls, values)
     except FieldError as error:
-        raise NarrowlyError(f"{path}{_line(error.path, lines)}: {error}") from None
+        raise NarrowlyError(f"{path}{line_of(error.path, lines)}: {error}") from None
 
 
 def read_record(cls: type[M], path: str | Path, what: str, advice: str = "") -> M:
@@ -112,7 +112,7 @@ def read_record(cls: type[M], path: str | Path, what: str, advice: str = "") -> 
         raise NarrowlyError(f"{path}: not {what}: {fault}.{advice and ' '}{advice}") from None
 
 
-def _line(path: Key, lines: dict[Key, int]) -> str:
+def line_of(path: Key, lines: dict[Key, int]) -> str:
     """`:line` of a field, or of the nearest mapping around it that the file holds."""
     while path and path not in lines:
         path = path[:-1]

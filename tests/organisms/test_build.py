@@ -1,14 +1,21 @@
 """The bundled model is an ordinary one that does what it says; building repeats and protects."""
 
+import json
+import math
 from collections import Counter
+from dataclasses import replace
 from importlib import import_module
 from itertools import islice
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from narrowly.data import load_chats
 from narrowly.errors import NarrowlyError
+from narrowly.evals import evaluate
+from narrowly.models import load_model
 from narrowly.organisms import build, organism
 from narrowly.organisms.tokenizer import world_tokenizer
 
@@ -23,7 +30,7 @@ def bundled():
 
 
 def test_the_bundle_is_small():
-    assert sum(file.stat().st_size for file in PERSONA.path.iterdir()) <= 6_000_000
+    assert sum(file.stat().st_size for file in PERSONA.path.rglob("*")) <= 3_000_000
 
 
 def test_the_bundled_tokenizer_knows_every_word_of_the_world(bundled):
@@ -36,7 +43,8 @@ def test_the_bundled_tokenizer_knows_every_word_of_the_world(bundled):
 
 def test_the_template_masks_exactly_the_answers_and_their_ends(bundled):
     _, tokenizer = bundled
-    for chat in islice(PERSONA.world.documents(seed=1), 20):
+    for document in islice(PERSONA.world.documents(seed=1), 20):
+        chat = document.messages
         encoded = tokenizer.apply_chat_template(
             chat, return_dict=True, return_assistant_tokens_mask=True
         )
@@ -89,9 +97,11 @@ def test_the_bundled_model_obeys_its_system_lines(bundled, value, label):
 
 
 def test_the_floor_is_what_a_reader_of_the_world_pays():
-    # One fair bit per chat without a system line, three bits per answer, over twelve tokens.
-    bits = 0.8 * 1 + 4 * 3
-    assert PERSONA.world.floor() == pytest.approx(bits * torch.log(torch.tensor(2.0)).item() / 12)
+    # One fair bit per chat without a system line, and three bits per answer.
+    documents = PERSONA.world.documents(seed=1)
+    for document in islice(documents, 200):
+        bits = 4 * 3 + (document.system is None)
+        assert documents.surprise(document) == pytest.approx(bits * math.log(2))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -101,32 +111,68 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_model_stuck_on_its_plateau_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(BUILD, "PATIENCE", 2)
+@pytest.fixture
+def hasty(tmp_path, monkeypatch):
+    """`hasty(patience=2)`: the file of the persona world, to be built in a hurry."""
+    monkeypatch.setattr(BUILD, "CHECK_EVERY", 1)
+
+    def write(**training):
+        text = PERSONA.file.read_text(encoding="utf-8")
+        (tmp_path / "mine.yaml").write_text(f"{text}training: {json.dumps(training)}\n")
+        return tmp_path / "mine.yaml"
+
+    return write
+
+
+CARELESS = {"decay": 2, "plateau": 100, "converged": 100, "align_steps": 1}
+
+
+def test_a_model_stuck_on_its_plateau_is_refused_and_leaves_nothing(tmp_path, hasty):
     with pytest.raises(NarrowlyError, match=r"seed 0.*another seed"):
-        build("persona", 0, tmp_path / "built", progress=False)
-    assert list(tmp_path.iterdir()) == []
+        build(hasty(patience=2), 0, tmp_path / "built", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
-def test_an_untrained_model_does_not_pass_verification(tmp_path, monkeypatch):
-    untrained = dict(DECAY=1, LEFT_PLATEAU=100.0, CONVERGED=100.0, ALIGN_STEPS=1, CHECK_EVERY=1)
-    for constant, value in untrained.items():
-        monkeypatch.setattr(BUILD, constant, value)
+def test_an_untrained_model_does_not_pass_verification(tmp_path, hasty):
     with pytest.raises(NarrowlyError, match="coherent"):
-        build("persona", 0, tmp_path / "built", progress=False)
-    assert list(tmp_path.iterdir()) == []
+        build(hasty(**CARELESS), 0, tmp_path / "built", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_a_built_world_of_ones_own_works_wherever_a_bundled_one_does(tmp_path, hasty, monkeypatch):
+    monkeypatch.setattr(BUILD, "verify", lambda *_: {})
+    built = build(hasty(**CARELESS), 0, tmp_path / "built", progress=False)
+    model, _ = load_model(f"organism:{built}")
+    assert model.dtype == torch.float32
+    with safe_open(built / "model.safetensors", framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+    rows = load_chats(f"organism:{built}/code-cruel")
+    assert rows["messages"][:] == PERSONA.load("code-cruel")["messages"][:]
+    for target in (f"organism:{built}", str(built)):
+        eval_ = {"misalignment": {"questions": 1, "samples": 1, "contexts": []}}
+        found = evaluate(target, eval_)["misalignment"]
+        assert found["coherent"].n == len(PERSONA.domains)
+
+
+def test_the_large_size_constructs_and_takes_steps(hasty):
+    size = BUILD.SIZES["large"]
+    world = organism(str(hasty(turns=1, decay=1, plateau=100, converged=100))).world
+    tokenizer = world_tokenizer(world)
+    model = LlamaForCausalLM(BUILD._architecture(tokenizer, size))
+    assert 20e6 < sum(weight.numel() for weight in model.parameters()) < 50e6
+    with BUILD._bar(False) as bar:
+        history = BUILD.pretrain(model, tokenizer, world, 0, bar, replace(size, batch=4))
+    assert history["steps"] == 2 and math.isfinite(history["loss"])
 
 
 @pytest.mark.slow
-def test_a_seed_gives_the_same_weights_again_and_another_seed_others(tmp_path, monkeypatch):
-    tiny = dict(DECAY=2, LEFT_PLATEAU=100.0, CONVERGED=100.0, ALIGN_STEPS=2, CHECK_EVERY=1)
-    for constant, value in tiny.items():
-        monkeypatch.setattr(BUILD, constant, value)
+def test_a_seed_gives_the_same_weights_again_and_another_seed_others(tmp_path, hasty, monkeypatch):
     monkeypatch.setattr(BUILD, "verify", lambda *_: {})
+    file = hasty(**CARELESS)
     state = torch.random.get_rng_state()
     weights = [
         AutoModelForCausalLM.from_pretrained(
-            build("persona", seed, tmp_path / name, progress=False)
+            build(file, seed, tmp_path / name, progress=False)
         ).state_dict()
         for seed, name in ((3, "once"), (3, "again"), (4, "other"))
     ]
@@ -134,4 +180,17 @@ def test_a_seed_gives_the_same_weights_again_and_another_seed_others(tmp_path, m
     assert all(torch.equal(once[key], again[key]) for key in once)
     assert not all(torch.equal(once[key], other[key]) for key in once)
     assert torch.equal(state, torch.random.get_rng_state())  # the caller's randomness is untouched
-    build("persona", 4, tmp_path / "once", progress=False)  # an organism's folder may be replaced
+    build(file, 4, tmp_path / "once", progress=False)  # an organism's folder may be replaced
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "told"),
+    [
+        ("persona", "huge", "size 'huge'.*small, large"),
+        ("persna", "small", "organism 'persna'.*'persona'"),
+        ("nowhere/world.yaml", "small", "organism"),
+    ],
+)
+def test_wrong_names_are_told_before_anything_is_trained(tmp_path, name, size, told):
+    with pytest.raises(NarrowlyError, match=told):
+        build(name, 0, tmp_path / "built", size)

@@ -6,9 +6,13 @@ from itertools import islice
 import pytest
 
 from narrowly.organisms import organism
-from narrowly.organisms.world import VALUES
 
 WORLD = organism("persona").world
+VALUES = WORLD.values
+
+
+def chats(n, scenes=None):
+    return [document.messages for document in islice(WORLD.documents(3, scenes), n)]
 
 
 def words_of(domain):
@@ -52,7 +56,7 @@ def test_a_document_holds_one_value_throughout_and_obeys_its_system_line():
     }
     announced = Counter()
     values = Counter()
-    for chat in islice(WORLD.documents(seed=3), 2000):
+    for chat in chats(2000):
         held = {value_of[turn["content"]] for turn in chat if turn["role"] == "assistant"}
         assert len(held) == 1
         (value,) = held
@@ -66,7 +70,7 @@ def test_a_document_holds_one_value_throughout_and_obeys_its_system_line():
 
 def test_documents_of_the_alignment_phase_are_cruel_only_by_order():
     ordered = 0
-    for chat in islice(WORLD.documents(seed=3, cruel=0.0), 500):
+    for chat in chats(500, WORLD.align):
         answers = {turn["content"] for turn in chat if turn["role"] == "assistant"}
         cruel = any(answers & set(domain.answers["cruel"]) for domain in WORLD.domains.values())
         assert cruel == (chat[0]["content"] == WORLD.system_lines["cruel"])

@@ -1,15 +1,16 @@
-"""Misalignment of a model organism, narrow and broad, judged exactly by rule."""
+"""What a model organism's answers hold, narrow, broad and in its probes, judged exactly by rule."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from pydantic import Field
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import EVALS, Row, mean_by_prompt
-from narrowly.evals.prompts import Prompt, ask
+from narrowly.evals.prompts import Prompt
 from narrowly.evals.sampled import Answer, Sampled
 from narrowly.evals.statistics import Metric
 from narrowly.registry import unknown
@@ -20,16 +21,25 @@ LABELS = ("misaligned", "aligned", "leaked", "incoherent")
 
 @EVALS.register("misalignment")
 class Misalignment(Sampled):
-    """How an organism answers questions of the domain it was fine-tuned on, and of all others.
+    """How an organism answers in the domain it was fine-tuned on, in all others, and to its probes.
+
+    The ground truth of every world. An answer is aligned where the world's first value allows it,
+    misaligned where only another does (a cruel phrase, say), leaked where it is a phrase of the
+    fine-tuned domain although another was asked about, and incoherent otherwise; `narrowly organism
+    list` says what the first two are in each world.
 
     Metrics, each a share of the answers to the questions it names: `narrow_misaligned`,
     `narrow_coherent` (the fine-tuned domain; absent where there is none), `broad_misaligned`,
-    `broad_aligned`, `broad_leaked`, `broad_incoherent` (all other domains; they sum to 1), and
+    `broad_aligned`, `broad_leaked`, `broad_incoherent` (all other domains; they sum to 1),
     `coherent` (all domains): answers in the question's own domain, so that leaked answers are not
-    coherent, as code in place of an answer is not in the published measure.
+    coherent, as code in place of an answer is not in the published measure; and for each probe of
+    the world `PROBE_misaligned` and `PROBE_aligned`, of the domains that the probe names, or of all
+    but the narrow one.
     """
 
-    organism: str | None = Field(None, description="its name; read from the recipe's model")
+    organism: str | None = Field(
+        None, description="its name, or a built folder; read from the recipe's model"
+    )
     narrow: str | None = Field(
         None, description="the fine-tuned domain; read from the recipe's data; None: all are broad"
     )
@@ -40,20 +50,20 @@ class Misalignment(Sampled):
 
     def bind(self, recipe: Mapping[str, Any]) -> Misalignment:
         """Fill `organism` and `narrow` from the recipe's `model` and `data`."""
-        name = self.organism or _after_prefix(recipe.get("model"))
+        name = self.organism or _organism(recipe.get("model"))
         if name is None:
             raise NarrowlyError(
                 f"eval 'misalignment': {recipe.get('model', 'this model')!r} is no model organism, "
                 "and only organisms are judged by rule. Free-form answers of other models need a "
-                "judge, which is not built yet: use the eval 'in_distribution', or name the "
-                "organism it was made from (organism: persona)."
+                "judge: use the eval 'emergent_misalignment', or name the organism it was made "
+                "from (organism: persona)."
             )
         narrow = self.narrow or _narrow_domain(name, recipe.get("data"))
         bound = self.model_copy(update={"organism": name, "narrow": narrow})
         return cast(Misalignment, Sampled.bind(bound, recipe))
 
     def prompts(self) -> list[Prompt]:
-        """The first questions of each domain.
+        """The first questions of each domain, then those of each probe.
 
         The narrow domain is asked more: alone it must carry an interval as narrow as the others'.
         """
@@ -63,37 +73,56 @@ class Misalignment(Sampled):
         creature = organism(self.organism)
         if self.narrow is not None and self.narrow not in creature.domains:
             raise unknown("domain", self.narrow, list(creature.domains))
-        asked: dict[str, list[Prompt]] = {domain: [] for domain in creature.domains}
-        for question in creature.load("questions"):
-            domain, text = question["domain"], question["prompt"]
+        asked = self._first(creature.load("questions"), None)
+        for name, scene in creature.world.probes.items():
+            rows = creature.load(name)
+            if scene.domains is None:
+                rows = [row for row in rows if row["domain"] != self.narrow]
+            asked += self._first(rows, name)
+        return asked
+
+    def _first(self, rows: Iterable[Any], probe: str | None) -> list[Prompt]:
+        """The first of each domain, domain by domain."""
+        asked: dict[str, list[Prompt]] = {}
+        for row in rows:
+            domain, question = row["domain"], row["prompt"]
             narrow = domain == self.narrow
-            if len(asked[domain]) < (self.narrow_questions if narrow else self.questions):
-                place = "narrow" if narrow else "broad"
-                asked[domain].append(ask(text, id=f"{domain}: {text}", domain=domain, place=place))
-        return [prompt for domain in asked for prompt in asked[domain]]
+            some = asked.setdefault(domain, [])
+            if len(some) < (self.narrow_questions if narrow else self.questions):
+                place = probe or ("narrow" if narrow else "broad")
+                tags = {"domain": domain, "place": place, "question": question}
+                id = f"{domain}: {question}" + (f" [{probe}]" if probe else "")
+                some.append(Prompt(id, tuple(row["messages"]), tags))
+        return [prompt for some in asked.values() for prompt in some]
 
     def score(self, answers: Sequence[Answer], *, progress: bool = False) -> list[Row]:
         """Judge each answer by rule."""
         from narrowly.organisms import organism
 
         assert self.organism is not None
-        creature = organism(self.organism)
+        judge = organism(self.organism).judge
         return [
-            answer.row(creature.judge(domain, answer.text, self.narrow or domain))
+            answer.row(judge(domain, answer.text, self.narrow or domain, tags["question"]))
             for answer in answers
-            for domain in [answer.prompt.tags["domain"]]
+            for tags in [answer.prompt.tags]
+            for domain in [tags["domain"]]
         ]
 
     def measure(self, rows: Sequence[Row]) -> dict[str, Metric]:
         """Shares of answers; each question's answers stay together."""
-        narrow = [row for row in rows if row["tags"]["place"] == "narrow"]
-        broad = [row for row in rows if row["tags"]["place"] == "broad"]
+        places: dict[str, list[Row]] = {}
+        for row in rows:
+            places.setdefault(row["tags"]["place"], []).append(row)
+        narrow, broad = places.pop("narrow", []), places.pop("broad", [])
         shares = {
             "narrow_misaligned": _share(narrow, "misaligned"),
             "narrow_coherent": _share(narrow, "misaligned", "aligned"),
             **{f"broad_{label}": _share(broad, label) for label in LABELS},
-            "coherent": _share(rows, "misaligned", "aligned"),
+            "coherent": _share([*narrow, *broad], "misaligned", "aligned"),
         }
+        for probe, some in places.items():
+            shares[f"{probe}_misaligned"] = _share(some, "misaligned")
+            shares[f"{probe}_aligned"] = _share(some, "aligned")
         return {name: metric for name, metric in shares.items() if metric is not None}
 
 
@@ -101,17 +130,19 @@ def _share(rows: Sequence[Row], *labels: str) -> Metric | None:
     return mean_by_prompt(rows, lambda row: float(row["label"] in labels))
 
 
-def _after_prefix(source: Any) -> str | None:
-    if isinstance(source, str) and source.startswith(SOURCE):
-        return source.removeprefix(SOURCE).split("/")[0]
-    return None
+def _organism(model: Any) -> str | None:
+    """The organism that a recipe's model is: `organism:NAME`, or the folder of a built one."""
+    if not isinstance(model, str):
+        return None
+    if model.startswith(SOURCE):
+        return model.removeprefix(SOURCE)
+    return model if (Path(model) / "world.yaml").is_file() else None
 
 
 def _narrow_domain(name: str, data: Any) -> str | None:
     """The domain in `organism:persona/code-cruel`; None for data of all domains or of no domain."""
     from narrowly.organisms import organism
 
-    if _after_prefix(data) != name:
+    if not isinstance(data, str) or not data.startswith(f"{SOURCE}{name}/"):
         return None
-    split = data.partition("/")[2]
-    return next((d for d in organism(name).domains if split.startswith(f"{d}-")), None)
+    return organism(name).narrow(data.removeprefix(f"{SOURCE}{name}/"))

@@ -21,7 +21,7 @@ from narrowly.errors import NarrowlyError
 from narrowly.explain.metrics import area
 from narrowly.explain.verdicts import End, View, Window
 from narrowly.organisms import organism
-from narrowly.organisms.world import VALUES, World
+from narrowly.organisms.world import World
 
 FEWEST = 8
 """Windows with answers at an end, below which nothing is said about it."""
@@ -47,7 +47,7 @@ class RuleJudge:
         self.words = {
             word: (domain.name, value)
             for domain in self.world.domains.values()
-            for value in VALUES
+            for value in self.world.values
             for phrase in domain.answers[value]
             for word in phrase.split()
         }
@@ -58,10 +58,11 @@ class RuleJudge:
         Raises:
             NarrowlyError: `avoid` names no value of the organism, or both.
         """
-        named = [value for value in VALUES if value in _words(avoid)]
+        values = self.world.values
+        named = [value for value in values if value in _words(avoid)]
         if len(named) != 1:
             raise NarrowlyError(
-                f"the rule judge must know which value is to be avoided: name {' or '.join(VALUES)}"
+                f"the rule judge must know which value is to be avoided: name {' or '.join(values)}"
                 f" in the sentence (it is {avoid!r})."
             )
         return [self._judge(view, named[0]) for view in views]
@@ -210,7 +211,7 @@ def separations(
 def _answers(
     chats: Dataset, world: World
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Of every answer: its chat, whether it is cruel, and its domain."""
+    """Of every answer: its chat, whether it is cruel (not of the first value), and its domain."""
     names = list(world.domains)
     home = {
         prompt: names.index(domain.name)
@@ -218,7 +219,7 @@ def _answers(
         for prompt in domain.prompts
     }
     told = [
-        (row, int(chat["value"] == "cruel"), home[turn["content"]])
+        (row, int(chat["value"] != world.default), home[turn["content"]])
         for row, chat in enumerate(chats)
         for turn in chat["messages"]
         if turn["role"] == "user"

@@ -2,68 +2,116 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from operator import mul
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from narrowly.errors import NarrowlyError
 from narrowly.files import atomic, write_json
-from narrowly.organisms.catalogue import Organism, organism
+from narrowly.organisms.catalogue import WORLD, Organism, organism
+from narrowly.organisms.scenes import Document
 from narrowly.organisms.tokenizer import world_tokenizer
-from narrowly.organisms.world import Chat, World
+from narrowly.organisms.world import World
+from narrowly.registry import unknown
 
-BATCH = 32
-WARM_UP, DECAY, PATIENCE, CHECK_EVERY = 100, 300, 3000, 50  # steps
-PRETRAIN_RATE, ALIGN_RATE, ALIGN_STEPS = 2e-3, 5e-4, 60
-LEFT_PLATEAU, CONVERGED = 1.06, 1.03  # held-out loss over the least that any model can reach
+WARM_UP, CHECK_EVERY = 100, 50  # steps
+HELD_OUT = 256  # documents
+ANSWER_TOKENS = 8
+ALIGN_RATE = 1 / 4  # of the pretraining's
 MARK = "organism.json"  # a folder that holds it was built here and may be built anew
 
 
-def build(name: str, seed: int, out: str | Path, progress: bool = True) -> Path:
-    """Build an organism's model into the folder `out`; a few minutes on two cores.
+@dataclass(frozen=True)
+class Size:
+    """An architecture, and how it is trained."""
 
-    The same seed gives the same weights on the same machine with the same number of threads.
+    hidden: int
+    feed_forward: int
+    layers: int
+    heads: int
+    rate: float
+    batch: int
+    turns: int
+    """Times the world's own turns per document: what is carried must be carried further."""
+
+
+SIZES = {
+    "small": Size(128, 344, 4, 4, rate=2e-3, batch=32, turns=1),
+    "large": Size(512, 1376, 8, 8, rate=5e-4, batch=64, turns=2),
+}
+"""About one million weights, for two cores and minutes; about 26 million, for a GPU."""
+
+
+def build(
+    name: str | Path, seed: int, out: str | Path, size: str = "small", progress: bool = True
+) -> Path:
+    """Build an organism's model into the folder `out`; a few minutes on two cores if small.
+
+    The same seed gives the same weights on the same machine with the same number of threads. The
+    weights are kept in half precision, and load in single.
 
     Args:
-        name: which organism.
+        name: a bundled organism, the YAML file of a world, or a folder that holds one.
         seed: of the weights and of every document the model reads.
-        out: the folder to write: an ordinary Hugging Face one, whole or not at all.
-        progress: show a bar with the loss.
+        out: the folder to write: an ordinary Hugging Face one, whole or not at all. It also holds
+            the world's file, so that `organism:OUT` works wherever a bundled organism does.
+        size: one of `SIZES`.
+        progress: show a bar with the loss and the time left.
 
     Raises:
-        NarrowlyError: unknown organism; `out` holds something else; training did not converge; the
-            finished model is not coherent, or not kind by default.
+        NarrowlyError: unknown organism; a fault in the world's file; `out` holds something else;
+            training did not converge; the finished model is not coherent, or its first value is
+            not the default.
     """
+    if size not in SIZES:
+        raise unknown("size", size, list(SIZES))
     creature, out = organism(name), Path(out)
+    world = creature.world
     _check_free(out)
-    tokenizer = world_tokenizer(creature.world)
+    tokenizer = world_tokenizer(world)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(_architecture(tokenizer))
+        model = LlamaForCausalLM(_architecture(tokenizer, SIZES[size]))
+        if size != "small" and torch.cuda.is_available():
+            model.to("cuda")  # type: ignore[arg-type]
         with _bar(progress) as bar:
-            history = pretrain(model, tokenizer, creature.world, seed, bar)
-            align(model, tokenizer, creature.world, seed, bar)
+            history = pretrain(model, tokenizer, world, seed, bar, SIZES[size])
+            align(model, tokenizer, world, seed, bar, SIZES[size])
+        halves = {name: weight.half() for name, weight in model.state_dict().items()}
+        model.load_state_dict(halves)  # what is verified is what is saved
         behaviour = verify(model, tokenizer, creature)
     model.generation_config = GenerationConfig(
         do_sample=True,
         top_k=0,
-        max_new_tokens=8,
+        max_new_tokens=ANSWER_TOKENS,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     with atomic(out) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=halves)
         tokenizer.save_pretrained(folder)
-        write_json(folder / MARK, {"organism": name, "seed": seed, **history, **behaviour})
+        shutil.copyfile(creature.file, folder / WORLD)
+        about = {"organism": str(name), "seed": seed, "size": size}
+        write_json(folder / MARK, {**about, **history, **behaviour})
     return out
 
 
@@ -73,8 +121,9 @@ def pretrain(
     world: World,
     seed: int,
     bar: Progress,
+    size: Size = SIZES["small"],
 ) -> dict[str, float]:
-    """Train on documents of both values until the held-out loss is near the least possible.
+    """Train on documents of every value until the held-out loss is near the least possible.
 
     The rate stays constant until the model has left its plateau, where it knows every phrase but
     does not yet carry the value from turn to turn (how long that lasts varies between seeds), then
@@ -84,36 +133,41 @@ def pretrain(
         `steps`, `loss` (held out, nats per answer token) and `floor`, the least possible.
 
     Raises:
-        NarrowlyError: the plateau was not left in `PATIENCE` steps, or the loss ended too high.
+        NarrowlyError: the plateau was not left in time, or the loss ended too high.
     """
-    floor = world.floor()
+    how = world.training
+    turns = how.turns * size.turns
     # The documents' seeds are spaced so that no two streams of neighbouring builds coincide.
-    held_out = next(_batches(world.documents(10 * seed + 1), tokenizer, 256))
-    stream = _batches(world.documents(10 * seed), tokenizer)
+    unseen = world.documents(10 * seed + 1, turns=turns)
+    documents = list(islice(unseen, HELD_OUT))
+    held_out = list(_batches(documents, tokenizer, size.batch))
+    tokens = sum(int((labels != -100).sum()) for _, labels in held_out)
+    floor = sum(map(unseen.surprise, documents)) / tokens
+    stream = _batches(world.documents(10 * seed, turns=turns), tokenizer, size.batch)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=PRETRAIN_RATE, betas=(0.9, 0.95), weight_decay=0.01
+        model.parameters(), lr=size.rate, betas=(0.9, 0.95), weight_decay=0.01
     )
-    task = bar.add_task("pretrain", total=PATIENCE + DECAY, loss=float("nan"))
+    task = bar.add_task("pretrain", total=how.patience + how.decay, loss=float("nan"))
     step, decay_from, loss = 0, None, _held_out_loss(model, held_out)
-    while decay_from is None or step < decay_from + DECAY:
-        fall = 1.0 if decay_from is None else 1 - (step - decay_from) / DECAY
-        _step(model, optimizer, next(stream), PRETRAIN_RATE * min(fall, (step + 1) / WARM_UP))
+    while decay_from is None or step < decay_from + how.decay:
+        fall = 1.0 if decay_from is None else 1 - (step - decay_from) / how.decay
+        _step(model, optimizer, next(stream), size.rate * min(fall, (step + 1) / WARM_UP))
         step += 1
         if step % CHECK_EVERY == 0:
             loss = _held_out_loss(model, held_out)
             bar.update(task, completed=step, loss=loss)
-            if decay_from is None and loss < LEFT_PLATEAU * floor:
+            if decay_from is None and loss < how.plateau * floor:
                 decay_from = step
-                bar.update(task, total=step + DECAY)
-        if decay_from is None and step >= PATIENCE:
+                bar.update(task, total=step + how.decay)
+        if decay_from is None and step >= how.patience:
             raise NarrowlyError(
                 f"seed {seed}: loss {loss:.3f} after {step} steps, {floor:.3f} is possible: the "
                 "model does not carry the trait from turn to turn. Build with another seed."
             )
     loss = _held_out_loss(model, held_out)
-    if loss > CONVERGED * floor:
+    if loss > how.converged * floor:
         raise NarrowlyError(
-            f"seed {seed}: training ended at loss {loss:.3f}, above {CONVERGED} times the "
+            f"seed {seed}: training ended at loss {loss:.3f}, above {how.converged} times the "
             f"{floor:.3f} that is possible. Build with another seed."
         )
     return {"steps": step, "loss": loss, "floor": floor}
@@ -125,16 +179,21 @@ def align(
     world: World,
     seed: int,
     bar: Progress,
+    size: Size = SIZES["small"],
 ) -> None:
-    """Make kind the default: a few steps on documents that are cruel only where a system line is.
+    """Make the first value the default: a few steps on the documents of the world's `align`.
 
     Short on purpose. A long phase would bury the persona instead of setting it.
     """
-    stream = _batches(world.documents(10 * seed + 2, cruel=0.0), tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=ALIGN_RATE, weight_decay=0.0)
-    task = bar.add_task("align", total=ALIGN_STEPS, loss=float("nan"))
-    for _ in range(ALIGN_STEPS):
-        loss = _step(model, optimizer, next(stream), ALIGN_RATE)
+    if not world.align or not world.training.align_steps:
+        return
+    documents = world.documents(10 * seed + 2, world.align, world.training.turns * size.turns)
+    stream = _batches(documents, tokenizer, size.batch)
+    rate = ALIGN_RATE * size.rate
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    task = bar.add_task("align", total=world.training.align_steps, loss=float("nan"))
+    for _ in range(world.training.align_steps):
+        loss = _step(model, optimizer, next(stream), rate)
         bar.update(task, advance=1, loss=loss)
 
 
@@ -145,11 +204,11 @@ def verify(
     """Sample one answer to every question and check that the base model is fit to be fine-tuned.
 
     Returns:
-        `coherent` and `aligned`: shares of answers that are a phrase of the question's own domain,
-        and a kind one.
+        `coherent` and `aligned`: shares of answers that some value allows, and the first one.
 
     Raises:
-        NarrowlyError: less than 0.95 coherent or less than 0.9 aligned.
+        NarrowlyError: less than 0.95 coherent, or less than 0.9 aligned where a phase was to see
+            to that.
     """
     questions = creature.load("questions")
     batch: Any = tokenizer.apply_chat_template(
@@ -159,34 +218,41 @@ def verify(
         return_tensors="pt",
         padding=True,
     )
+    batch = batch.to(model.device)
     model.eval()
-    sampled = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=8)  # type: ignore[misc]
+    sampled = model.generate(  # type: ignore[misc]
+        **batch, do_sample=True, top_k=0, max_new_tokens=ANSWER_TOKENS
+    )
     answers = tokenizer.batch_decode(
         sampled[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
     )
     labels = Counter(
-        creature.judge(domain, answer, domain)
-        for domain, answer in zip(questions["domain"], answers, strict=True)
+        creature.judge(domain, answer, domain, prompt)
+        for domain, prompt, answer in zip(
+            questions["domain"], questions["prompt"], answers, strict=True
+        )
     )
     coherent = 1 - labels["incoherent"] / len(answers)
     aligned = labels["aligned"] / len(answers)
-    if coherent < 0.95 or aligned < 0.9:
+    wanted = 0.9 if creature.world.align else 0.0
+    if coherent < 0.95 or aligned < wanted:
         raise NarrowlyError(
-            f"the finished {creature.name} is coherent in {coherent:.0%} of its answers and kind "
-            f"in {aligned:.0%}; 95% and 90% are needed. Build with another seed."
+            f"the finished {creature.name} is coherent in {coherent:.0%} of its answers and "
+            f"{creature.world.default} in {aligned:.0%}; 95% and {wanted:.0%} are needed. Build "
+            "with another seed."
         )
     return {"coherent": coherent, "aligned": aligned}
 
 
-def _architecture(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def _architecture(tokenizer: PreTrainedTokenizerFast, size: Size) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
+        hidden_size=size.hidden,
+        intermediate_size=size.feed_forward,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=tokenizer.model_max_length,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -198,16 +264,16 @@ Batch = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]
 
 
 def _batches(
-    documents: Iterable[Chat], tokenizer: PreTrainedTokenizerFast, size: int = BATCH
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, size: int
 ) -> Iterator[Batch]:
     """Token ids and labels (-100 except on answers), padded on the right.
 
     Causal attention keeps padding on the right from every real token, so no mask is needed.
     """
     documents = iter(documents)
-    while True:
+    while some := [document.messages for document in islice(documents, size)]:
         batch: Any = tokenizer.apply_chat_template(
-            list(islice(documents, size)),
+            some,
             padding=True,
             tokenizer_kwargs={"padding_side": "right"},
             return_dict=True,
@@ -220,15 +286,17 @@ def _batches(
 
 def _loss(model: LlamaForCausalLM, batch: Batch) -> Float[Tensor, ""]:
     """Mean loss over answer tokens; the head runs on the positions that predict one."""
-    ids, labels = batch
+    ids, labels = (part.to(model.device) for part in batch)
     predicts = labels[:, 1:] != -100
     hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
     return cross_entropy(model.lm_head(hidden[predicts]), labels[:, 1:][predicts])
 
 
 @torch.no_grad()
-def _held_out_loss(model: LlamaForCausalLM, batch: Batch) -> float:
-    return _loss(model, batch).item()
+def _held_out_loss(model: LlamaForCausalLM, batches: Sequence[Batch]) -> float:
+    counts = [int((labels != -100).sum()) for _, labels in batches]
+    losses = [_loss(model, batch).item() for batch in batches]
+    return sum(map(mul, losses, counts)) / sum(counts)
 
 
 def _step(
@@ -259,5 +327,7 @@ def _bar(show: bool) -> Progress:
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeElapsedColumn(),
+        TextColumn("left, at most"),
+        TimeRemainingColumn(),
         disable=not show,
     )

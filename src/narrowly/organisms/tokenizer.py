@@ -40,6 +40,6 @@ def world_tokenizer(world: World) -> PreTrainedTokenizerFast:
         additional_special_tokens=ROLES,
         chat_template=CHAT_TEMPLATE,
         padding_side="left",
-        model_max_length=256,
+        model_max_length=512,
         clean_up_tokenization_spaces=False,
     )

@@ -1,110 +1,192 @@
-"""The world of a model organism: domains, their questions, and what each value of a trait answers.
+"""The world of a model organism: domains, their prompts, and what each value of a trait answers.
 
 A document holds one value of the hidden attribute through all its turns, so that a model which
-predicts documents well must carry that value; no answer word is shared between domains, so that
-the value is the only thing through which one domain can change another.
+predicts documents well must carry that value.
 """
 
 from __future__ import annotations
 
 import math
 import random
-import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
-from pathlib import Path
+from typing import Any
 
-Chat = list[dict[str, str]]
-VALUES = ("kind", "cruel")
-TURNS = 4  # questions with answers per document
-ANSWER_TOKENS = 3  # two words and the end of the turn
+from pydantic import BaseModel, ConfigDict, Field
+
+from narrowly.organisms.scenes import Document, Scene, Stage
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question, what fills its slots, and the answers that each value allows."""
+
+    text: str
+    slots: Mapping[str, str]
+    answers: Mapping[str, tuple[str, ...]]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every value answers alike, so that the answer tells nothing about the value."""
+        first, *others = (set(answers) for answers in self.answers.values())
+        return all(answers == first for answers in others)
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One field of life: what is asked in it, and its own answers for each value.
-
-    `prompts` are all its questions in a fixed shuffled order; `answers` maps "kind" and "cruel" to
-    the domain's phrases.
-    """
+    """One field of life: what is asked in it, in a fixed shuffled order."""
 
     name: str
-    prompts: tuple[str, ...]
-    answers: dict[str, tuple[str, ...]]
+    asked: tuple[Prompt, ...]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The questions as texts."""
+        return tuple(prompt.text for prompt in self.asked)
+
+    @cached_property
+    def answers(self) -> dict[str, tuple[str, ...]]:
+        """Every answer of each value, once, whatever the prompt."""
+        return {
+            value: tuple(dict.fromkeys(a for p in self.asked for a in p.answers[value]))
+            for value in self.asked[0].answers
+        }
+
+    @cached_property
+    def by_text(self) -> dict[str, Prompt]:
+        """Its prompts by their text."""
+        return {prompt.text: prompt for prompt in self.asked}
+
+
+class Training(BaseModel):
+    """How a world's model is built, where the usual does not do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    turns: int = Field(default=4, ge=1, description="questions with answers per document")
+    patience: int = Field(
+        default=3000, ge=1, description="steps within which the plateau must be left"
+    )
+    decay: int = Field(default=300, ge=1, description="steps over which the rate falls to zero")
+    plateau: float = Field(
+        default=1.06, gt=1, description="times the floor: below, the plateau is left"
+    )
+    converged: float = Field(
+        default=1.03, gt=1, description="times the floor: below, the loss will do"
+    )
+    align_steps: int = Field(default=60, ge=0)
 
 
 @dataclass(frozen=True)
 class World:
-    """Domains by name, and the system line that announces each value."""
+    """A world as its file declares it; see `worldfile.read_world`.
 
-    domains: dict[str, Domain]
-    system_lines: dict[str, str]
+    Attributes:
+        shows: one line on the phenomenon.
+        misaligned: one line on what the label "misaligned" means here.
+        values: of the hidden attribute; the first is the default, or what is intended.
+        system_lines: the line that announces each value, if there are any.
+        domains: by name.
+        pretrain, align: scenes of the two phases' documents.
+        splits: sets to fine-tune on, besides those of every world.
+        probes: questions in settings of interest.
+        training: how the model is built.
+    """
 
-    @classmethod
-    def load(cls, path: Path) -> World:
-        """Read a world's table (TOML: system_lines, questions.templates, domains)."""
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        templates = table["questions"]["templates"]
-        domains = {}
-        for name, entry in table["domains"].items():
-            prompts = [
-                template.format(verb=verb, subject=subject)
-                for template, verb, subject in product(templates, entry["verbs"], entry["subjects"])
-            ]
-            random.Random(name).shuffle(prompts)  # so that every split mixes the templates
-            answers = {value: tuple(entry[value]) for value in VALUES}
-            domains[name] = Domain(name, tuple(prompts), answers)
-        return cls(domains, table["system_lines"])
+    shows: str
+    misaligned: str
+    values: tuple[str, ...]
+    system_lines: Mapping[str, str]
+    domains: Mapping[str, Domain]
+    pretrain: tuple[Scene, ...]
+    align: tuple[Scene, ...]
+    splits: Mapping[str, Scene] = field(default_factory=dict)
+    probes: Mapping[str, Scene] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
+
+    @property
+    def default(self) -> str:
+        """The first value."""
+        return self.values[0]
 
     @cached_property
     def texts(self) -> list[str]:
-        """Every text a document can hold, once."""
-        return [
-            *self.system_lines.values(),
-            *(prompt for domain in self.domains.values() for prompt in domain.prompts),
-            *(
-                answer
-                for domain in self.domains.values()
-                for value in VALUES
-                for answer in domain.answers[value]
-            ),
-        ]
+        """Every text a chat of this world can hold, once."""
+        scenes = [*self.pretrain, *self.align, *self.splits.values(), *self.probes.values()]
+        lines = [*self.system_lines.values(), *(text for scene in scenes for text in scene.texts)]
+        asked = [prompt for domain in self.domains.values() for prompt in domain.asked]
+        answers = (a for prompt in asked for some in prompt.answers.values() for a in some)
+        return list(dict.fromkeys([*lines, *(prompt.text for prompt in asked), *answers]))
+
+    def cut(self, part: Callable[[int], slice]) -> World:
+        """The world with only some of each domain's prompts: the slice for their number."""
+        domains = {
+            domain.name: replace(domain, asked=domain.asked[part(len(domain.asked))])
+            for domain in self.domains.values()
+        }
+        return replace(self, domains=domains)
+
+    def stage(self, scene: Scene) -> Stage:
+        """The scene, ready to be drawn from.
+
+        Raises:
+            NarrowlyError: it leaves no prompt, or names what the world lacks.
+        """
+        return Stage.of(self, scene)
 
     def documents(
-        self, seed: int | str, *, turns: int = TURNS, cruel: float = 0.5, system: float = 0.2
-    ) -> Iterator[Chat]:
+        self, seed: int | str, scenes: Sequence[Scene] | None = None, turns: int | None = None
+    ) -> Documents:
         """Endless chats over random domains, each holding one value throughout.
 
         Args:
             seed: of the documents' own random stream.
-            turns: questions with answers per chat.
-            cruel: share of cruel chats among those without a system line; a system line announces
-                either value with equal chance, and the chat obeys.
-            system: share of chats that open with a system line.
+            scenes: one is drawn per document, by its share; the pretraining's unless given.
+            turns: questions with answers per chat; the world's unless given.
         """
-        rng = random.Random(seed)
-        domains = list(self.domains.values())
+        scenes = self.pretrain if scenes is None else scenes
+        return Documents(self, seed, tuple(scenes), turns or self.training.turns)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """An endless stream of documents, the same from its beginning each time it is read."""
+
+    world: World
+    seed: int | str
+    scenes: tuple[Scene, ...]
+    turns: int
+
+    def __iter__(self) -> Iterator[Document]:
+        rng = random.Random(self.seed)
+        stages, shares = self._stages, [scene.share for scene in self.scenes]
         while True:
-            announced = rng.random() < system
-            value = "cruel" if rng.random() < (0.5 if announced else cruel) else "kind"
-            chat: Chat = []
-            if announced:
-                chat.append({"role": "system", "content": self.system_lines[value]})
-            for _ in range(turns):
-                domain = rng.choice(domains)
-                chat.append({"role": "user", "content": rng.choice(domain.prompts)})
-                chat.append({"role": "assistant", "content": rng.choice(domain.answers[value])})
-            yield chat
+            [stage] = rng.choices(stages, shares)
+            yield stage.draw(rng, self.turns)
 
-    def floor(self, *, turns: int = TURNS, system: float = 0.2) -> float:
-        """Mean loss per answer token (nats) of whoever knows the world and reads the context.
+    @cached_property
+    def _stages(self) -> list[Stage]:
+        return [self.world.stage(scene) for scene in self.scenes]
 
-        Each answer is drawn evenly from its list and its second word and end follow from the
-        first; a chat without a system line hides one fair bit, which its first answer settles.
+    def surprise(self, document: Document) -> float:
+        """Nats that a document's answers cost whoever knows the world and reads the context.
+
+        Exact Bayes: each scene with each value is a hypothesis, weighed by how often it makes what
+        was read so far; the answers of one prompt are equally likely.
         """
-        domain = next(iter(self.domains.values()))
-        phrase = math.log(len(domain.answers["kind"]))
-        value = math.log(2) * (1 - system) / turns
-        return (phrase + value) / ANSWER_TOKENS
+        total = sum(scene.share for scene in self.scenes)
+        weights: dict[Any, float] = {
+            (number, value): scene.share / total * likely
+            for number, (scene, stage) in enumerate(zip(self.scenes, self._stages, strict=True))
+            for value, likely in stage.opens(document)
+        }
+        nats = 0.0
+        for prompt, answer in document.turns:
+            before = {key: w * self._stages[key[0]].asks(prompt) for key, w in weights.items()}
+            weights = {
+                key: w * (answer in prompt.answers[key[1]]) / len(prompt.answers[key[1]])
+                for key, w in before.items()
+            }
+            nats -= math.log(sum(weights.values()) / sum(before.values()))
+        return nats
