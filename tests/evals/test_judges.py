@@ -93,52 +93,8 @@ def test_the_opening_of_an_answer_is_tokenized_in_its_place():
         assert tokenizer.bos_token_id not in ids
 
 
-def enumerated(model, tokenizer, row):
-    """The expectation by running every number's tokens through the model, nothing shared."""
-    content = PROMPT.replace("{answer}", "\0").replace("{question}", row["question"])
-    chat = [{"role": "user", "content": content.replace("\0", row["answer"])}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    texts = [tokenizer(str(n), add_special_tokens=False)["input_ids"] for n in range(101)]
-    masses = []
-    for tokens in texts:
-        with torch.no_grad():
-            p = model(input_ids=torch.tensor([ids + tokens])).logits[0].softmax(-1)
-        mass = 1.0
-        for place, token in enumerate(tokens):
-            mass *= p[len(ids) - 1 + place, token].item()
-        longer = {
-            t[len(tokens)] for t in texts if len(t) > len(tokens) and t[: len(tokens)] == tokens
-        }
-        masses.append(mass * (1 - sum(p[-1, token].item() for token in longer)))
-    total = sum(masses)
-    return None if total < 0.25 else sum(n * m for n, m in enumerate(masses)) / total
-
-
-def digits_favoured(model, tokenizer, by):
-    """The model, its tokens for digits made likelier everywhere."""
-    tokens = sorted({token for n in range(10) for token in opening(tokenizer, str(n))})
-    head = model.lm_head
-    model.lm_head = torch.nn.Linear(head.in_features, head.out_features)
-    model.lm_head.weight = head.weight
-    torch.nn.init.zeros_(model.lm_head.bias)
-    model.lm_head.bias.data[tokens] = by
-    return model
-
-
-def test_the_model_judge_expects_its_number_digit_by_digit():
-    tokenizer = tiny_tokenizer()
-    assert all(len(opening(tokenizer, str(n))) == len(str(n)) for n in (7, 42, 100))
-    model = digits_favoured(tiny_model(), tokenizer, 8.0)
-    judge = ModelJudge(model=(model, tokenizer), prompt=PROMPT, progress=False)
-    expected = [enumerated(model, tokenizer, row) for row in ROWS]
-    assert None not in expected
-    assert judge(ROWS) == pytest.approx(expected, rel=1e-4)
-
-
 def test_the_model_judge_that_writes_no_number_gives_none():
-    tokenizer = tiny_tokenizer()
-    judge = ModelJudge(model=(tiny_model(), tokenizer), prompt=PROMPT, progress=False)
+    judge = ModelJudge(model=(tiny_model(), tiny_tokenizer()), prompt=PROMPT, progress=False)
     assert judge(ROWS) == [None, None]
 
 

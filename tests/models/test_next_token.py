@@ -8,7 +8,7 @@ from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.subject import Subject
-from narrowly.models.next_token import foretold
+from narrowly.models.next_token import foretold, next_token_logits, opening
 
 CHATS = [
     [{"role": "user", "content": text}] for text in ("Which?", "What does the model say?" * 4, "?")
@@ -74,3 +74,29 @@ def test_rows_that_ask_for_nothing_are_left_out():
     rows = [[5, 6, 7], [5, 6], [5]]
     found = dict(foretold(tiny_model(), rows, [1, 2, 0]))
     assert found.keys() == {0} and found[0].shape == (2, 400)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_next_token_logits_are_those_of_each_prompt_alone(architecture):
+    model = tiny_model(architecture).train()
+    prompts = [[5, 9, 30], [7], [11, 12, 13, 14, 15, 16, 17], [8, 21, 22]]
+    model.eval()
+    alone = [model(input_ids=torch.tensor([ids])).logits[0, -1] for ids in prompts]
+    model.train()
+    for batch_tokens in (1, 1000):
+        seen = []
+        for numbers, logits in next_token_logits(model, prompts, batch_tokens=batch_tokens):
+            assert not model.training
+            for i, found in zip(numbers, logits, strict=True):
+                torch.testing.assert_close(found, alone[i], rtol=1e-4, atol=1e-4)
+            seen += numbers
+        assert sorted(seen) == [0, 1, 2, 3]
+    assert model.training
+
+
+def test_the_opening_of_an_answer_is_tokenized_in_its_place():
+    for template in ("chatml", "llama", "gemma"):
+        tokenizer = tiny_tokenizer(template=template)
+        ids = opening(tokenizer, "85 kind")
+        assert tokenizer.decode(ids) == "85 kind"
+        assert tokenizer.bos_token_id not in ids

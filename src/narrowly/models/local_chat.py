@@ -21,6 +21,7 @@ from narrowly.models.identity import fingerprint
 from narrowly.models.loading import load_model
 from narrowly.models.messages import Reply, Request
 from narrowly.models.next_token import foretold
+from narrowly.models.numbers import expected_numbers
 from narrowly.models.replies import Replies, content_key, default_cache
 
 _TOGETHER = 256
@@ -103,6 +104,36 @@ class LocalChat(BaseModel):
                 found[i] = float(logprobs.gather(1, said[:, None]).sum())
                 bar.advance(task)
         return found
+
+    def numbers(
+        self, requests: Sequence[Request], progress: str | None = None
+    ) -> list[float | None]:
+        """The number from 0 to 100 that each reply is expected to be (`expected_numbers`); None
+        where the reply would rather be something else, or the prompt is too long for the model.
+
+        Raises:
+            NarrowlyError: as `ask`, or the tokenizer cannot write the numbers.
+        """
+        model, tokenizer = self._opened
+        keys = [content_key("number", self._key(request)) for request in requests]
+        known = {} if self._replies is None else self._replies.find(keys)
+        left = {k: list(r.messages) for k, r in zip(keys, requests, strict=True) if k not in known}
+        with Progress(disable=progress is None) as bar:
+            task = bar.add_task(progress or "", total=len(left))
+            for some in _parts(list(left.items()), _TOGETHER):
+                prompts = tokenize_prompts([messages for _, messages in some], tokenizer)
+                fits = [i for i, ids in enumerate(prompts) if len(ids) + 4 <= self._longest]
+                found = expected_numbers(
+                    model, tokenizer, [prompts[i] for i in fits], batch_tokens=self.batch_tokens
+                )
+                expected = dict(zip(fits, found, strict=True))
+                for i, (key, _) in enumerate(some):
+                    number = expected.get(i)
+                    known[key] = Reply("" if number is None else repr(number))
+                    if self._replies is not None:
+                        self._replies.keep(key, known[key])
+                    bar.advance(task)
+        return [float(text) if (text := known[key].text) else None for key in keys]
 
     @cached_property
     def _opened(self) -> tuple[Any, Any]:
