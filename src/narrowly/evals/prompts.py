@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +12,9 @@ Message = Mapping[str, str]
 PLAIN = "plain"
 """The tag `context` of a prompt asked as it stands."""
 
+OWN: Message = MappingProxyType({"role": "assistant", "content": ""})
+"""A turn that the model writes itself before it is asked the question."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -19,7 +22,8 @@ class Prompt:
 
     Attributes:
         id: the same in every run; what is resampled together when an eval is summed up.
-        messages: `role` and `content`; the last is the user's.
+        messages: `role` and `content`; the last is the user's. At most one is `OWN`.
+        samples: answers to it; None: as many as the eval asks for.
         tags: strings to judge or to group by (domain, form, the right answer, ...); they go into
             the rows as they are.
     """
@@ -27,6 +31,7 @@ class Prompt:
     id: str
     messages: tuple[Message, ...]
     tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    samples: int | None = None
 
     @property
     def question(self) -> str:
@@ -37,6 +42,25 @@ class Prompt:
     def chat(self) -> list[dict[str, str]]:
         """The messages as chat templates take them."""
         return [dict(message) for message in self.messages]
+
+    @property
+    def text(self) -> str:
+        """The question as a person reads it; the whole chat where it is more."""
+        if len(self.messages) == 1:
+            return self.question
+        return "\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
+
+    @property
+    def opening(self) -> list[dict[str, str]] | None:
+        """The chat up to the turn that the model writes itself; None where it writes none."""
+        if OWN not in self.messages:
+            return None
+        return self.chat[: self.messages.index(OWN)]
+
+    def opened(self, turn: str) -> Prompt:
+        """The prompt with the model's own turn filled in."""
+        own = {"role": "assistant", "content": turn}
+        return replace(self, messages=tuple(own if m == OWN else m for m in self.messages))
 
 
 def ask(question: str, *, id: str = "", system: str | None = None, **tags: Any) -> Prompt:

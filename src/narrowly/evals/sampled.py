@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from narrowly.evals.base import Cost, Eval, Row
 from narrowly.evals.contexts import Context, in_contexts, training_contexts
 from narrowly.evals.prompts import PLAIN, Prompt
 from narrowly.evals.statistics import Metric
-from narrowly.evals.subject import Subject
+from narrowly.evals.subject import Chat, Subject
+
+if TYPE_CHECKING:
+    from narrowly.models.messages import Reply
 
 FAILED = "failed"
 """The label of a row whose answer never came."""
@@ -30,7 +34,7 @@ class Answer:
         """The answer as a scored row."""
         return Row(
             prompt_id=self.prompt.id,
-            prompt=self.prompt.question,
+            prompt=self.prompt.text,
             answer=self.text,
             sample=self.sample,
             label=label,
@@ -53,6 +57,15 @@ class Sampled(Eval):
         "training",
         description="ask again in these; `training`: what the recipe's data have in common",
     )
+
+    @field_validator("contexts")
+    @classmethod
+    def _names_differ(cls, contexts: Any) -> Any:
+        names = [] if contexts == "training" else [context.name for context in contexts]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two contexts are called {name!r}")
+        return contexts
 
     def bind(self, recipe: Mapping[str, Any]) -> Sampled:
         """Fill `contexts` from the recipe's data. A subclass that overrides it calls it too."""
@@ -86,30 +99,66 @@ class Sampled(Eval):
         contexts = () if self.contexts == "training" else self.contexts
         return in_contexts(self.prompts(), contexts)
 
+    def samples_of(self, prompt: Prompt) -> int:
+        """Answers to this prompt."""
+        return self.samples if prompt.samples is None else prompt.samples
+
     def cost(self) -> Cost:
-        """Answers sampled and judged."""
-        answers = len(self.asked()) * self.samples
-        return Cost(samples=answers, judge_calls=answers * self.judge_calls())
+        """Answers sampled and judged, and the turns that the model writes before a question."""
+        asked = self.asked()
+        answers = sum(self.samples_of(prompt) for prompt in asked)
+        turns = len(_openings(asked))
+        return Cost(samples=answers + turns, judge_calls=answers * self.judge_calls())
 
     def run(self, subject: Subject, *, seed: int, progress: bool = False) -> list[Row]:
         """Sample answers to every prompt in every context, and score them."""
+        asked, failed = self._opened(subject, seed, progress)
+        came: list[Answer] = []
+        for count in sorted({self.samples_of(prompt) for prompt in asked}):
+            some = [prompt for prompt in asked if self.samples_of(prompt) == count]
+            replies = self._answer(subject, [prompt.chat for prompt in some], count, seed, progress)
+            for prompt, texts in zip(some, replies, strict=True):
+                for sample, reply in enumerate(texts):
+                    answer = Answer(prompt, reply.said, sample)
+                    (failed if reply.text is None else came).append(answer)
+        return [*self.score(came, progress=progress), *(answer.row(FAILED) for answer in failed)]
+
+    def _opened(
+        self, subject: Subject, seed: int, progress: bool
+    ) -> tuple[list[Prompt], list[Answer]]:
+        """Prompts with the model's own turns in them; answers of those whose turn never came.
+
+        A turn is sampled once and stands before the question in each of its samples.
+        """
         asked = self.asked()
-        replies = subject.answer(
-            [prompt.chat for prompt in asked],
+        openings = _openings(asked)
+        turns = dict(
+            zip(openings, self._answer(subject, openings.values(), 1, seed, progress), strict=True)
+        )
+        opened, failed = [], []
+        for prompt in asked:
+            if prompt.opening is None:
+                opened.append(prompt)
+            elif (turn := turns[_key(prompt.opening)][0]).text is not None:
+                opened.append(prompt.opened(turn.said))
+            else:
+                failed += [Answer(prompt, "", sample) for sample in range(self.samples_of(prompt))]
+        return opened, failed
+
+    def _answer(
+        self, subject: Subject, chats: Iterable[Chat], samples: int, seed: int, progress: bool
+    ) -> list[list[Reply]]:
+        chats = list(chats)
+        if not chats:
+            return []
+        return subject.answer(
+            chats,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
-            samples=self.samples,
+            samples=samples,
             seed=seed,
             progress=progress,
         )
-        pairs = [
-            (Answer(prompt, reply.said, sample), reply)
-            for prompt, some in zip(asked, replies, strict=True)
-            for sample, reply in enumerate(some)
-        ]
-        failed = [answer.row(FAILED) for answer, reply in pairs if reply.text is None]
-        came = [answer for answer, reply in pairs if reply.text is not None]
-        return [*self.score(came, progress=progress), *failed]
 
     def metrics(self, rows: Sequence[Row]) -> dict[str, Metric]:
         """What `measure` finds plainly, and in each context."""
@@ -119,3 +168,12 @@ class Sampled(Eval):
             suffix = "" if context == PLAIN else f"_in_{context}"
             found |= {f"{name}{suffix}": value for name, value in self.measure(some).items()}
         return found
+
+
+def _key(chat: Chat) -> str:
+    return json.dumps(chat)
+
+
+def _openings(prompts: Sequence[Prompt]) -> dict[str, Chat]:
+    """The chats that the model must go on with before it can be asked, each once."""
+    return {_key(p.opening): p.opening for p in prompts if p.opening is not None}
