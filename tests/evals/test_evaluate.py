@@ -6,7 +6,16 @@ from pydantic import Field
 from torch import nn
 
 from narrowly.errors import NarrowlyError
-from narrowly.evals import EVALS, Eval, evaluate, mean_by_prompt, measured_evals, seed_folders
+from narrowly.evals import (
+    EVALS,
+    Eval,
+    evaluate,
+    mean_by_prompt,
+    measured_evals,
+    plan,
+    seed_folders,
+)
+from narrowly.evals.base import Cost
 
 
 class Probe(Eval):
@@ -50,6 +59,7 @@ def test_writes_samples_and_summary_and_leaves_nothing_else(tmp_path, model):
     found = evaluate(model, "probe", out=tmp_path)
     assert found["probe"]["hits"].mean == 0.5
     summary = json.loads((tmp_path / "evals/probe/summary.json").read_text())
+    assert summary["labels"] == found["probe"].labels == {"miss": 2, "hit": 2}
     assert set(summary["hits"]) == {"mean", "low", "high", "n", "prompts", "seeds"}
     assert (summary["hits"]["mean"], summary["hits"]["n"]) == (0.5, 4)
     samples, metrics = measured_evals(tmp_path)["probe"]
@@ -82,6 +92,57 @@ def test_other_arguments_or_seed_never_pass_for_these(tmp_path, model):
     assert (
         evaluate(model, {"probe": {"words": 6}}, out=tmp_path, force=True)["probe"]["hits"].n == 6
     )
+
+
+def test_another_model_never_passes_for_this_one(tmp_path, model, monkeypatch):
+    monkeypatch.setattr("narrowly.models.load_model", lambda spec: model)
+    evaluate("one", "probe", out=tmp_path)
+    with pytest.raises(NarrowlyError, match=r"with model 'one', not 'other'.*another folder"):
+        evaluate("other", "probe", out=tmp_path)
+
+
+def test_a_full_fine_tune_trained_again_is_measured_again(tmp_path, model):
+    for name in ("model-00001", "model-00002"):
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / f"{name}.safetensors").write_bytes(b"one")
+    evaluate(model, "probe", out=tmp_path)
+    again = Probe()
+    evaluate(model, again, out=tmp_path)
+    assert again.ran == []
+    (tmp_path / "model" / "model-00002.safetensors").write_bytes(b"two")
+    evaluate(model, again, out=tmp_path)
+    assert again.ran == [0]
+
+
+class Costly(Probe):
+    """Tells its cost, and lacks something at some models."""
+
+    def bind(self, recipe):
+        if recipe.get("model") == "bare":
+            raise NarrowlyError("this eval needs chats")
+        return self.model_copy(update={"words": recipe.get("words", self.words)})
+
+    def cost(self):
+        return Cost(self.words, 2 * self.words)
+
+
+def test_a_plan_is_what_would_be_measured_and_loads_no_model(tmp_path, model, monkeypatch):
+    monkeypatch.setitem(EVALS._known, "costly", Costly)
+    evaluate(model, "probe", out=tmp_path)
+    (tmp_path / "recipe.yaml").write_text("words: 7\nmodel: the model")
+    monkeypatch.setattr("narrowly.models.load_model", lambda spec: pytest.fail("loaded"))
+    first, second = plan(tmp_path, ["probe", "costly"])
+    assert (first.name, first.cost, first.finished) == ("probe", None, True)
+    assert (second.name, second.cost, second.finished) == ("costly", Cost(7, 14), False)
+    assert [one.finished for one in plan(tmp_path, ["probe"], force=True)] == [False]
+
+
+def test_what_one_eval_lacks_is_told_before_another_is_measured(model, monkeypatch):
+    monkeypatch.setitem(EVALS._known, "costly", Costly)
+    probe = Probe()
+    with pytest.raises(NarrowlyError, match="needs chats"):
+        evaluate("bare", [probe, "costly"])
+    assert probe.ran == []
 
 
 def test_a_run_trained_again_is_measured_again(tmp_path, model):

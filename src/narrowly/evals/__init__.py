@@ -4,22 +4,17 @@ Importing this loads no torch: a report reads finished evals without a model.
 """
 
 from narrowly.evals.base import EVALS, Eval, Row, mean_by_prompt, parse
-from narrowly.evals.evaluate import (
-    Summary,
-    evaluate,
-    measured_evals,
-    read_recipe,
-    seed_folders,
-    summarise,
-)
+from narrowly.evals.evaluate import Plan, Summary, evaluate, measured_evals, plan, summarise
 from narrowly.evals.samples import Samples, read_samples
 from narrowly.evals.statistics import Interval, Metric, bootstrap
+from narrowly.evals.targets import read_recipe, seed_folders
 
 __all__ = [
     "EVALS",
     "Eval",
     "Interval",
     "Metric",
+    "Plan",
     "Row",
     "Samples",
     "Summary",
@@ -28,6 +23,7 @@ __all__ = [
     "mean_by_prompt",
     "measured_evals",
     "parse",
+    "plan",
     "read_recipe",
     "read_samples",
     "seed_folders",

@@ -3,43 +3,65 @@
 from __future__ import annotations
 
 import logging
-import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from narrowly.errors import NarrowlyError
-from narrowly.evals.base import Eval, Row, make, parse
+from narrowly.evals.base import Cost, Eval, Row, make, parse
+from narrowly.evals.journal import Journal
 from narrowly.evals.samples import Samples, read_about, read_samples, write_samples
 from narrowly.evals.statistics import Interval, Metric, bootstrap
-from narrowly.evals.subject import Subject
-from narrowly.files import atomic, sha256, write_json
+from narrowly.evals.targets import Target, targets
+from narrowly.files import atomic, write_json
 
 if TYPE_CHECKING:
-    from narrowly.evals.subject import Loaded
-    from narrowly.models.messages import ChatModel
+    from narrowly.evals.subject import Model
+    from narrowly.evals.targets import TargetLike
 
 logger = logging.getLogger(__name__)
 
-Summary = dict[str, Interval]
+EvalsLike = str | Eval | Mapping[str, Any] | Iterable[Any]
+
+
+class Summary(dict[str, Interval]):
+    """Metrics by name, and how many answers there were of each class.
+
+    Attributes:
+        labels: answers by label, unparsable, refused and failed ones among them; empty where an
+            eval gives no labels.
+    """
+
+    def __init__(self, metrics: Mapping[str, Interval], labels: Mapping[str, int] | None = None):
+        super().__init__(metrics)
+        self.labels = dict(labels or {})
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in `summary.json`: the metrics, and `labels` where there are any."""
+        metrics = {name: interval.as_dict() for name, interval in self.items()}
+        return {**metrics, "labels": self.labels} if self.labels else metrics
 
 
 @dataclass(frozen=True)
-class Target:
-    """One model to measure, what its run says of it, and where results go."""
+class Plan:
+    """One eval of one model, as it would be measured."""
 
-    subject: Subject
-    folder: Path | None
-    recipe: dict[str, Any]
+    model: str
+    name: str
+    eval_: Eval
+    cost: Cost | None
+    """None where the eval does not tell."""
+    finished: bool
+    """It is measured already, and would only be read."""
 
 
 def evaluate(
-    target: str | os.PathLike[str] | Loaded | ChatModel,
-    evals: str | Eval | Mapping[str, Any] | Iterable[Any],
+    target: TargetLike,
+    evals: EvalsLike,
     *,
     out: str | Path | None = None,
     seed: int | None = None,
@@ -48,13 +70,15 @@ def evaluate(
 ) -> dict[str, Summary]:
     """Measure a model; into `<run>/evals/<name>/` go `samples.parquet` and `summary.json`.
 
-    An eval that its folder already holds, of the same arguments, seed and adapter, is read and not
-    measured again. Each eval is written when it is whole, so that a kill costs one eval at most.
+    An eval that its folder already holds, of the same arguments, seed and weights, is read and not
+    measured again. Answers are journalled as they come: after a kill, or when an endpoint dies
+    half-way, the same call goes on from there.
 
     Args:
         target: a run folder, a folder of runs `seed-0`, `seed-1`, ... (each is measured), a model
             folder, Hub id or `organism:NAME`, a loaded (model, tokenizer), or a chat model behind
-            a URL (`models.chat.chat_model`).
+            a URL (`models.chat.chat_model`), which keeps its replies in its own `cache`: give it
+            another one where another model answers at the same URL by the same name.
         evals: as in a recipe: a name, `{name: arguments}`, an `Eval`, or a list of such.
         out: folder whose `evals/` receives the results; a run's own folder unless given. Without
             it, results of anything but a run are only returned.
@@ -70,44 +94,62 @@ def evaluate(
             arguments in the folder (unless `force`).
     """
     named = parse(evals)
-    seeds: dict[str, list[dict[str, Metric]]] = {name: [] for name in named}
-    for one in _targets(target, out):
-        for name, unbound in named.items():
-            eval_ = unbound.bind(one.recipe)
-            rows = _measured(one, name, eval_, seed, force, progress)
-            seeds[name].append(eval_.metrics(rows))
-    return {name: summarise(metrics) for name, metrics in seeds.items()}
+    # All are bound first: what one of them lacks is better known before the first is measured.
+    bound = [(one, _bind(named, one)) for one in targets(target, out)]
+    found: dict[str, list[tuple[Eval, list[Row]]]] = {name: [] for name in named}
+    for one, its_evals in bound:
+        for name, eval_ in its_evals.items():
+            found[name].append((eval_, _measured(one, name, eval_, seed, force, progress)))
+    return {name: _summary(seeds) for name, seeds in found.items()}
 
 
-def summarise(seeds: Sequence[dict[str, Metric]]) -> Summary:
+def plan(
+    target: TargetLike,
+    evals: EvalsLike,
+    *,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    force: bool = False,
+) -> list[Plan]:
+    """What `evaluate` of the same arguments would do; no model is loaded.
+
+    Raises:
+        NarrowlyError: as `evaluate`, as far as it can be known without measuring.
+    """
+    return [
+        Plan(
+            one.subject.name,
+            name,
+            eval_,
+            _cost(eval_),
+            not force and _finished(_folder(one, name), _about(one, name, eval_, seed)),
+        )
+        for one in targets(target, out)
+        for name, eval_ in _bind(parse(evals), one).items()
+    ]
+
+
+def _bind(named: Mapping[str, Eval], target: Target) -> dict[str, Eval]:
+    return {name: eval_.bind(target.recipe) for name, eval_ in named.items()}
+
+
+def _cost(eval_: Eval) -> Cost | None:
+    try:
+        return eval_.cost()
+    except NotImplementedError:
+        return None
+
+
+def summarise(seeds: Sequence[dict[str, Metric]]) -> dict[str, Interval]:
     """Intervals of every metric that each of the seeds of one arm has."""
     names = [name for name in seeds[0] if all(name in metrics for metrics in seeds)]
     return {name: bootstrap([metrics[name] for metrics in seeds]) for name in names}
 
 
-def seed_folders(path: str | Path) -> list[Path]:
-    """The runs of one arm: its subfolders `seed-N` in the order of N, or else the folder itself."""
-    path = Path(path)
-    numbered = [p for p in path.glob("seed-*") if p.is_dir() and p.name[5:].isdecimal()]
-    return sorted(numbered, key=lambda p: int(p.name[5:])) or [path]
-
-
-def read_recipe(folder: str | Path) -> dict[str, Any]:
-    """The resolved recipe of a run folder; empty where there is none.
-
-    Raises:
-        NarrowlyError: `recipe.yaml` is no mapping in YAML.
-    """
-    path = Path(folder) / "recipe.yaml"
-    if not path.exists():
-        return {}
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise NarrowlyError(f"{path}: not valid YAML ({error}).") from None
-    if not isinstance(recipe, dict):
-        raise NarrowlyError(f"{path}: a recipe is a mapping of keys, not {recipe!r}.")
-    return recipe
+def _summary(seeds: Sequence[tuple[Eval, list[Row]]]) -> Summary:
+    labels = Counter(row["label"] for _, rows in seeds for row in rows if row["label"] is not None)
+    metrics = [eval_.metrics(rows) for eval_, rows in seeds]
+    return Summary(summarise(metrics), dict(labels.most_common()))
 
 
 def measured_evals(folder: str | Path) -> dict[str, tuple[Samples, dict[str, Metric]]]:
@@ -120,97 +162,83 @@ def measured_evals(folder: str | Path) -> dict[str, tuple[Samples, dict[str, Met
     return found
 
 
-def _targets(
-    target: str | os.PathLike[str] | Loaded | ChatModel, out: str | Path | None
-) -> list[Target]:
-    folder = None if out is None else Path(out)
-    if not isinstance(target, str | os.PathLike):
-        recipe = {} if folder is None else read_recipe(folder)
-        if isinstance(target, tuple):
-            name = str(getattr(target[0], "name_or_path", "the model"))
-            return [Target(Subject(name, lambda: target), folder, recipe)]
-        return [Target(Subject(target.name, endpoint=target), folder, recipe)]
-    spec = os.fspath(target)
-    runs = [run for run in seed_folders(spec) if (run / "recipe.yaml").exists()]
-    if len(runs) > 1 and folder is not None:
-        raise NarrowlyError(f"{spec} holds {len(runs)} runs, which cannot all write into {out}.")
-    if runs:
-        return [Target(_named(str(run)), folder or run, read_recipe(run)) for run in runs]
-    return [Target(_named(spec), folder, {"model": spec})]
-
-
-def _named(spec: str) -> Subject:
-    def load() -> Loaded:
-        from narrowly.models import load_model
-
-        return load_model(spec)
-
-    return Subject(spec, load)
-
-
 def _measured(
     target: Target, name: str, eval_: Eval, seed: int | None, force: bool, progress: bool
 ) -> list[Row]:
     """The rows of one eval on one model, from its folder if they are there."""
-    about: dict[str, Any] = {
-        "eval": name,
-        "arguments": eval_.model_dump(mode="json"),
-        "seed": target.recipe.get("seed", 0) if seed is None else seed,
-        "adapter": _adapter(target.folder),
-    }
-    folder = None if target.folder is None else target.folder / "evals" / name
-    if folder is not None and not force and _finished(folder, about):
+    about = _about(target, name, eval_, seed)
+    folder = _folder(target, name)
+    if folder is None:
+        return _run(target, name, eval_, about["seed"], progress)
+    if not force and _finished(folder, about):
         return read_samples(folder / "samples.parquet").rows
-    rows = _run(target, eval_, about["seed"], progress)
-    if not rows:
-        raise NarrowlyError(f"eval {name!r}: no prompt to measure on; see its arguments.")
-    if folder is not None:
-        summary = {key: value.as_dict() for key, value in summarise([eval_.metrics(rows)]).items()}
+    journal = Journal(folder.with_name(f".{name}.answers.jsonl"), about)
+    target.subject.journal = journal
+    try:
+        rows = _run(target, name, eval_, about["seed"], progress)
+        summary = _summary([(eval_, rows)])
         packages = {name: version(name) for name in ("narrowly", "torch", "transformers")}
         with atomic(folder) as part:
             part.mkdir()
             write_samples(part / "samples.parquet", rows, {**about, "versions": packages})
-            write_json(part / "summary.json", summary)
+            write_json(part / "summary.json", summary.as_dict())
+        journal.remove()
+    finally:
+        target.subject.journal = None
     return rows
 
 
-def _run(target: Target, eval_: Eval, seed: int, progress: bool) -> list[Row]:
-    if target.subject.endpoint is not None:
-        return eval_.run(target.subject, seed=seed, progress=progress)
-    model = target.subject.model
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        return eval_.run(target.subject, seed=seed, progress=progress)
-    finally:
-        for module, training in modes:  # a part may have been frozen in eval mode
-            module.training = training
+def _run(target: Target, name: str, eval_: Eval, seed: int, progress: bool) -> list[Row]:
+    subject = target.subject
+    with nullcontext() if subject.endpoint is not None else _eval_mode(subject.model):
+        rows = eval_.run(subject, seed=seed, progress=progress)
+    if not rows:
+        raise NarrowlyError(f"eval {name!r}: no prompt to measure on; see its arguments.")
+    return rows
 
 
-def _finished(folder: Path, about: dict[str, Any]) -> bool:
+def _eval_mode(model: Model) -> AbstractContextManager[None]:
+    from narrowly.interventions import eval_mode
+
+    return eval_mode(model)
+
+
+def _about(target: Target, name: str, eval_: Eval, seed: int | None) -> dict[str, Any]:
+    """What tells one measurement from another."""
+    return {
+        "eval": name,
+        "arguments": eval_.model_dump(mode="json"),
+        "seed": target.recipe.get("seed", 0) if seed is None else seed,
+        "model": target.model,
+        "adapter": target.weights,
+    }
+
+
+def _folder(target: Target, name: str) -> Path | None:
+    return None if target.folder is None else target.folder / "evals" / name
+
+
+def _finished(folder: Path | None, about: dict[str, Any]) -> bool:
     """Whether the folder holds this very eval.
 
     Raises:
-        NarrowlyError: it holds the eval with other arguments or another seed.
+        NarrowlyError: it holds the eval with other arguments, another seed or of another model.
     """
-    if not (folder / "summary.json").exists() or not (folder / "samples.parquet").exists():
+    files = ("summary.json", "samples.parquet")
+    if folder is None or not all((folder / file).exists() for file in files):
         return False
     held = read_about(folder / "samples.parquet")
     if held["adapter"] != about["adapter"]:
         logger.info("%s was measured on another adapter: measuring again.", folder)
         return False
-    for key, mine in [*about["arguments"].items(), ("seed", about["seed"])]:
-        theirs = held["seed"] if key == "seed" else held["arguments"].get(key)
+    pairs = [
+        *((key, held["arguments"].get(key), mine) for key, mine in about["arguments"].items()),
+        *((key, held.get(key), about[key]) for key in ("seed", "model")),
+    ]
+    for key, theirs, mine in pairs:
         if mine != theirs:
             raise NarrowlyError(
                 f"{folder} holds this eval with {key} {theirs!r}, not {mine!r}. Ask for the same "
-                "arguments, or measure again with force."
+                "arguments, write into another folder (out), or measure again with force."
             )
     return True
-
-
-def _adapter(folder: Path | None) -> str | None:
-    """Hash of a run's adapter, so that a run trained again is measured again."""
-    if folder is None or not (path := folder / "adapter" / "adapter_model.safetensors").exists():
-        return None
-    return sha256(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from narrowly.evals.journal import Journal
     from narrowly.models.messages import ChatModel, Reply
 
     Model = PreTrainedModel | PeftModel
@@ -27,7 +29,12 @@ class Subject:
         name: as a person should read it.
         load: gives the model, in eval mode, and its tokenizer.
         endpoint: a chat model behind a URL, in place of `load`; it answers, and that is all.
+
+    Attributes:
+        journal: keeps the answers of a loaded model as they come; an endpoint keeps its own.
     """
+
+    journal: Journal | None = None
 
     def __init__(
         self,
@@ -82,18 +89,7 @@ class Subject:
         from narrowly.models.messages import Reply, Request
 
         if self.endpoint is None:
-            from narrowly.models import generate
-
-            texts = generate(
-                self.model,
-                self.tokenizer,
-                chats,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                samples=samples,
-                seed=seed,
-                progress=progress,
-            )
+            texts = self._sampled(chats, max_new_tokens, temperature, samples, seed, progress)
             return [[Reply(text) for text in some] for some in texts]
         asked = [
             Request(tuple(chat), max_new_tokens, temperature, seed=seed * 1_000_003 + sample)
@@ -102,6 +98,45 @@ class Subject:
         ]
         replies = self.endpoint.ask(asked, "Sampling" if progress else None)
         return [replies[i : i + samples] for i in range(0, len(replies), samples)]
+
+    def _sampled(
+        self,
+        chats: Sequence[Chat],
+        max_new_tokens: int,
+        temperature: float,
+        samples: int,
+        seed: int,
+        progress: bool,
+    ) -> list[list[str]]:
+        """Answers of the model here; those in the journal are not sampled again."""
+        from narrowly.data import tokenize_prompts
+        from narrowly.models.generation import sample_answers, sample_numbers
+
+        asked = [chat for chat in chats for _ in range(samples)]
+        numbers = sample_numbers(json.dumps(chat) for chat in asked)
+        questions = [
+            (chat, number, max_new_tokens, temperature, seed)
+            for chat, number in zip(asked, numbers, strict=True)
+        ]
+        journal = self.journal
+        answers = [journal.find(*question) if journal else None for question in questions]
+        left = [i for i, answer in enumerate(answers) if answer is None]
+        if left:
+            for place, answer in sample_answers(
+                self.model,
+                self.tokenizer,
+                tokenize_prompts([asked[i] for i in left], self.tokenizer),
+                [numbers[i] for i in left],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                progress=progress,
+            ):
+                answers[left[place]] = answer
+                if journal is not None:
+                    journal.keep(answer, *questions[left[place]])
+        texts = [text for text in answers if text is not None]
+        return [texts[i : i + samples] for i in range(0, len(texts), samples)]
 
     def choose(
         self, chats: Sequence[Chat], options: Sequence[Sequence[str]], *, progress: bool = False

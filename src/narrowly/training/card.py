@@ -77,7 +77,9 @@ def _evals(run: Run) -> list[str]:
         return ["Nothing yet: `narrowly eval` measures."]
     lines = ["| eval | metric | mean | 95 % interval | prompts |", "|---|---|---|---|---|"]
     for path in summaries:
-        for metric, value in read_json(path).items():
+        summary = read_json(path)
+        summary.pop("labels", None)  # counts, not metrics
+        for metric, value in summary.items():
             lines.append(
                 f"| {path.parent.name} | {metric} | {value['mean']:.3g} | "
                 f"{value['low']:.3g} to {value['high']:.3g} | {value['prompts']} |"

@@ -269,7 +269,9 @@ def _measured(recipe: Recipe, name: str, held_out: Dataset, elsewhere: Dataset) 
         broad = tokenize(elsewhere, pair.tokenizer, max_length=longest)
         changed = _change(pair, broad)
     evals = {
-        path.parent.name: {key: metric["mean"] for key, metric in read_json(path).items()}
+        path.parent.name: {
+            key: metric["mean"] for key, metric in read_json(path).items() if key != "labels"
+        }
         for path in sorted(output.glob("evals/*/summary.json"))
     }
     return Trial(concept=name, learned=learned, changed=changed, evals=evals)
