@@ -27,10 +27,11 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from narrowly.errors import NarrowlyError
 from narrowly.files import atomic, write_json
-from narrowly.organisms.catalogue import WORLD, Organism, organism
+from narrowly.organisms.catalogue import Organism, organism
 from narrowly.organisms.scenes import Document
 from narrowly.organisms.tokenizer import world_tokenizer
 from narrowly.organisms.world import World
+from narrowly.organisms.worldfile import WORLD
 from narrowly.registry import unknown
 
 WARM_UP, CHECK_EVERY = 100, 50  # steps

@@ -15,11 +15,9 @@ from narrowly.errors import NarrowlyError
 from narrowly.organisms.judge import Label, rule_judge
 from narrowly.organisms.scenes import Scene
 from narrowly.organisms.world import World
-from narrowly.organisms.worldfile import read_world
+from narrowly.organisms.worldfile import WORLD, WORLDS, read_world
 from narrowly.registry import unknown
 
-WORLDS = Path(__file__).parent / "worlds"
-WORLD = "world.yaml"
 DOCUMENTS = {"documents": 6000, "documents-validation": 1000}
 
 

@@ -18,6 +18,8 @@ from narrowly.organisms.world import Domain, Prompt, Training, World
 from narrowly.registry import unknown
 from narrowly.settings import FieldError, Key, build, line_of, read_yaml
 
+WORLDS = Path(__file__).parent / "worlds"
+WORLD = "world.yaml"
 ANSWER = re.compile(r"[a-z0-9]+( [a-z0-9]+)*")
 RESERVED = ("benign", "documents", "questions", "narrow", "broad")
 Answers = dict[str, tuple[str, ...]]
@@ -31,7 +33,7 @@ class _File(BaseModel):
     values: tuple[str, ...]
     system_lines: dict[str, str] = {}
     templates: tuple[str, ...] = ()
-    domains: dict[str, dict[str, Any]]
+    domains: dict[str, dict[str, Any]] | str
     pretrain: list[dict[str, Any]] | None = None
     align: list[dict[str, Any]] | None = None
     splits: dict[str, dict[str, Any] | None] = {}
@@ -81,9 +83,7 @@ def _world(file: _File) -> World:
         raise FieldError(("values",), "name two or more different values; the first is usual.")
     if file.system_lines:
         _same(("system_lines",), file.system_lines, file.values)
-    if not file.domains:
-        raise FieldError(("domains",), "there is no domain.")
-    domains = {name: _domain(name, table, file) for name, table in file.domains.items()}
+    domains = _domains(file)
     times = Counter(prompt for domain in domains.values() for prompt in domain.prompts)
     for domain in domains.values():
         if twice := next((prompt for prompt in domain.prompts if times[prompt] > 1), None):
@@ -144,6 +144,23 @@ def _scene(where: Key, table: Mapping[str, Any] | None, world: World) -> Scene:
     except NarrowlyError as error:
         raise FieldError(where, str(error)) from None
     return scene
+
+
+def _domains(file: _File) -> dict[str, Domain]:
+    """Those of the file, or of the bundled world that it names."""
+    where: Key = ("domains",)
+    if isinstance(file.domains, str):
+        bundled = {path.parent.name: path for path in WORLDS.glob(f"*/{WORLD}")}
+        if file.domains not in bundled:
+            raise FieldError(where, str(unknown("world", file.domains, sorted(bundled))))
+        other = read_world(bundled[file.domains])
+        if other.values != file.values:
+            told = ", ".join(other.values)
+            raise FieldError(where, f"the domains of {file.domains} have the values {told}.")
+        return dict(other.domains)
+    if not file.domains:
+        raise FieldError(where, "there is no domain.")
+    return {name: _domain(name, table, file) for name, table in file.domains.items()}
 
 
 def _domain(name: str, table: Mapping[str, Any], file: _File) -> Domain:
