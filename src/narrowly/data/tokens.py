@@ -20,7 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 def tokenize(
-    chats: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None
+    chats: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    keep: Sequence[str] = (),
 ) -> Dataset:
     """Render chats with the tokenizer's chat template; label every assistant turn and its end.
 
@@ -33,6 +37,7 @@ def tokenize(
         tokenizer: a fast tokenizer with a chat template.
         max_length: chats of more tokens are cut; those that would lose part of an answer are
             dropped, and their number is logged.
+        keep: columns of `chats` that the rows keep.
 
     Returns:
         Dataset with the columns `input_ids` and `labels` (-100 outside the assistant's turns).
@@ -44,12 +49,15 @@ def tokenize(
     template = ChatTemplate.for_training(tokenizer)
 
     def batch_to_tokens(batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
-        rows: dict[str, list] = {"input_ids": [], "labels": []}
-        for input_ids, labels in template.encode(batch["messages"], indices):
+        rows: dict[str, list] = {name: [] for name in ("input_ids", "labels", *keep)}
+        encoded = template.encode(batch["messages"], indices)
+        for place, (input_ids, labels) in enumerate(encoded):
             answered = [i for i, label in enumerate(labels) if label != IGNORED]
             if max_length is None or answered[-1] < max_length:
                 rows["input_ids"].append(input_ids[:max_length])
                 rows["labels"].append(labels[:max_length])
+                for name in keep:
+                    rows[name].append(batch[name][place])
         return rows
 
     rows = chats.map(
