@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from narrowly.errors import NarrowlyError
 from narrowly.evals import evaluate
 from narrowly.evals.in_distribution import InDistribution, answer_losses
 from narrowly.evals.subject import Subject
+from narrowly.models import generate
 
 CHATS = [
     {
@@ -24,8 +26,6 @@ CHATS = [
 
 @pytest.fixture
 def chats(tmp_path):
-    import json
-
     path = tmp_path / "chats.jsonl"
     path.write_text("\n".join(json.dumps(chat) for chat in CHATS))
     return path
@@ -75,6 +75,60 @@ def test_rows_keep_the_order_of_the_data_and_their_texts(chats):
         question, answer = chat["messages"]
         assert question["content"] in row["prompt"]
         assert row["answer"] == answer["content"]
+
+
+def test_exact_match_is_that_of_a_greedy_answer(chats, tmp_path):
+    """Some references are the model's own greedy answers, and one of those is cut short."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    # It writes letters that the tokenizer never joins, and the end of the turn.
+    written = tokenizer.convert_tokens_to_ids([*"QXZJKV", "<|im_end|>"])
+    others = torch.ones(400, dtype=torch.bool).index_fill(0, torch.tensor(written), False)
+    model.lm_head.register_forward_hook(lambda m, a, logits: logits.masked_fill(others, -1e4))
+    questions = [chat["messages"][:1] for chat in CHATS]
+    said = [a for [a] in generate(model, tokenizer, questions, temperature=0, max_new_tokens=40)]
+    references = [text if i % 2 and text else "QXZ" for i, text in enumerate(said)]
+    references[1] = references[1][:-1] or "J"
+    rows = [
+        {"messages": [*question, {"role": "assistant", "content": reference}]}
+        for question, reference in zip(questions, references, strict=True)
+    ]
+    path = tmp_path / "references.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = evaluate((model, tokenizer), InDistribution(data=str(path)))["in_distribution"]
+    exact = sum(text == reference for text, reference in zip(said, references, strict=True))
+    assert 0 < exact < len(rows)
+    assert found["exact_match"].mean == pytest.approx(exact / len(rows))
+    assert found["exact_match"].n == len(rows)
+
+
+def test_domains_are_measured_apart_also_where_some_chats_are_left_out(tmp_path):
+    rows = [
+        {**chat, "domain": ["code", "health", None][i % 3], "topic": "same"}
+        for i, chat in enumerate(CHATS)
+    ]
+    rows[0]["messages"][1]["content"] *= 40  # too long, so that rows are no longer chats
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    paths = {}
+    for name, some in (
+        ("all", rows),
+        *((d, [r for r in rows if r["domain"] == d]) for d in ("code", "health")),
+    ):
+        paths[name] = tmp_path / f"{name}.jsonl"
+        paths[name].write_text("\n".join(map(json.dumps, some)))
+
+    def measured(name, **arguments):
+        eval_ = InDistribution(data=str(paths[name]), max_length=150, **arguments)
+        return evaluate((model, tokenizer), eval_)["in_distribution"]
+
+    found = measured("all")
+    assert {name for name in found if name.startswith("loss_")} == {"loss_code", "loss_health"}
+    for domain in ("code", "health"):
+        alone = measured(domain)
+        assert found[f"loss_{domain}"].mean == pytest.approx(alone["loss"].mean, rel=1e-4)
+        assert found[f"loss_{domain}"].n == alone["loss"].n
+        assert "loss_code" not in alone, "one domain is the whole"
+    assert "loss_code" not in measured("all", by="topic")
+    assert InDistribution(data=str(paths["all"]), limit=4).cost().samples == 4
 
 
 def test_reads_the_validation_data_of_the_recipe():

@@ -1,4 +1,4 @@
-"""What was learned in distribution: loss on the assistant's tokens of held-out chats."""
+"""What was learned in distribution: loss and exact match on held-out chats."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
+from rich.progress import track
 
 from narrowly.errors import NarrowlyError
-from narrowly.evals.base import EVALS, Eval, Row, mean_by_prompt
+from narrowly.evals.base import EVALS, Cost, Eval, Row, mean_by_prompt
 from narrowly.evals.statistics import Metric
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from jaxtyping import Float, Int
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -21,13 +23,19 @@ if TYPE_CHECKING:
 
 @EVALS.register("in_distribution")
 class InDistribution(Eval):
-    """Held-out loss of any chat data, over the assistant's tokens only.
+    """Held-out chats: is the task learned? Loss and exact match of the assistant's answers.
 
     Metrics: `loss` (nats per token), `perplexity` (its exp), `token_accuracy` (share of tokens that
-    were the likeliest). Each token counts once; a chat's tokens are resampled together.
+    were the likeliest), `exact_match` (share of chats whose answers are the model's greedy ones,
+    token for token), and `loss_DOMAIN` where the data have several domains. Each token counts once;
+    a chat's tokens are resampled together.
+
+    Exact match costs no sampling: a greedy answer follows the reference just as long as each token
+    of it is the likeliest after those before it.
     """
 
     data: str | None = Field(None, description="chats; the recipe's `validation` unless given")
+    by: str = Field("domain", description="the column that names a chat's domain, if there is one")
     limit: int | None = Field(None, ge=1, description="only the first so many chats")
     max_length: int | None = Field(None, ge=2, description="tokens; longer chats are left out")
     batch_tokens: int = Field(8192, ge=1, description="tokens of one batch, padding included")
@@ -42,62 +50,76 @@ class InDistribution(Eval):
             )
         return self.model_copy(update={"data": str(data)})
 
+    def cost(self) -> Cost:
+        """Chats read."""
+        return Cost(samples=len(self._chats()))
+
     def run(self, subject: Subject, *, seed: int, progress: bool = False) -> list[Row]:
         """Score every chat once, longest first; the seed changes nothing."""
         import torch
 
-        from narrowly.data import collate, load_chats, token_batches, tokenize
+        from narrowly.data import collate, token_batches, tokenize
 
         model, tokenizer = subject.loaded
-        chats = load_chats(self.data, limit=self.limit)
-        data = tokenize(chats, tokenizer, max_length=self.max_length)
+        chats = self._chats()
+        keep = [self.by] if self.by in chats.column_names else []
+        data = list(tokenize(chats, tokenizer, max_length=self.max_length, keep=keep))
         chat_rows = [{key: row[key] for key in ("input_ids", "labels")} for row in data]
         measured: dict[int, dict[str, float]] = {}
         with torch.no_grad():
             lengths = [len(row["input_ids"]) for row in chat_rows]
-            for batch in token_batches(lengths, self.batch_tokens):
+            work = token_batches(lengths, self.batch_tokens)
+            for batch in track(work, "Reading", disable=not progress):
                 padded = collate([chat_rows[index] for index in batch], tokenizer.pad_token_id)
                 padded = {key: value.to(model.device) for key, value in padded.items()}
                 measured |= zip(batch, answer_losses(model, padded), strict=True)
         return [
             Row(
                 prompt_id=str(index),
-                prompt=_text(tokenizer, row, answer=False),
-                answer=_text(tokenizer, row, answer=True),
+                prompt=text_of(tokenizer, row, answer=False),
+                answer=text_of(tokenizer, row, answer=True),
                 sample=0,
                 label=None,
                 scores=measured[index],
-                tags={},
+                tags={} if row.get(self.by) is None else {"domain": str(row[self.by])},
             )
-            for index, row in enumerate(chat_rows)
+            for index, row in enumerate(data)
         ]
 
     def metrics(self, rows: Sequence[Row]) -> dict[str, Metric]:
-        """Per-token means."""
-
-        def per_token(score: str, **kwargs: Any) -> Metric | None:
-            return mean_by_prompt(
-                rows, lambda r: r["scores"][score], lambda r: r["scores"]["tokens"], **kwargs
-            )
-
+        """Per-token means; exact match per chat."""
         means = {
-            "loss": per_token("loss", unit="nats"),
-            "perplexity": per_token("loss", unit="ratio", exponential=True),
-            "token_accuracy": per_token("accuracy"),
+            "loss": per_token(rows, "loss", unit="nats"),
+            "perplexity": per_token(rows, "loss", unit="ratio", exponential=True),
+            "token_accuracy": per_token(rows, "accuracy"),
+            "exact_match": mean_by_prompt(rows, lambda row: float(row["scores"]["accuracy"] == 1)),
         }
+        domains = sorted({row["tags"]["domain"] for row in rows if "domain" in row["tags"]})
+        for domain in domains if len(domains) > 1 else ():
+            some = [row for row in rows if row["tags"].get("domain") == domain]
+            means[f"loss_{domain}"] = per_token(some, "loss", unit="nats")
         return {name: metric for name, metric in means.items() if metric is not None}
 
+    def _chats(self) -> Dataset:
+        from narrowly.data import load_chats
 
-def answer_losses(
+        return load_chats(str(self.data), limit=self.limit)
+
+
+def per_token(rows: Sequence[Row], score: str, **how: Any) -> Metric | None:
+    """The mean of a score per token over all rows; each row's score is its own mean."""
+    return mean_by_prompt(
+        rows, lambda r: r["scores"][score], lambda r: r["scores"]["tokens"], **how
+    )
+
+
+def labelled_logits(
     model: Model, batch: Mapping[str, Int[Tensor, "rows tokens"]]
-) -> list[dict[str, float]]:
-    """Mean loss (nats), accuracy and number of the labelled tokens of each row.
+) -> tuple[Float[Tensor, "rows kept vocabulary"], Int[Tensor, "rows kept"]]:
+    """Logits and labels at the positions where some row's next token is labelled.
 
-    Logits are computed only at positions where some row's next token is labelled: with a
-    vocabulary of 150,000 they are most of the memory.
+    With a vocabulary of 150,000 the logits of all others would be most of the memory.
     """
-    from torch.nn.functional import cross_entropy
-
     from narrowly.models.next_token import keeps_logits
 
     following = batch["labels"][:, 1:]
@@ -107,6 +129,14 @@ def answer_losses(
         logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
     else:
         logits = model(**inputs, use_cache=False).logits[:, kept]
+    return logits, following[:, kept]
+
+
+def answer_losses(
+    model: Model, batch: Mapping[str, Int[Tensor, "rows tokens"]]
+) -> list[dict[str, float]]:
+    """Mean loss (nats), accuracy and number of the labelled tokens of each row."""
+    from torch.nn.functional import cross_entropy
 
     def row_losses(
         logits: Float[Tensor, "kept vocabulary"], labels: Int[Tensor, " kept"]
@@ -119,12 +149,13 @@ def answer_losses(
             "tokens": float(len(labels)),
         }
 
-    return [row_losses(*row) for row in zip(logits, following[:, kept], strict=True)]
+    return [row_losses(*row) for row in zip(*labelled_logits(model, batch), strict=True)]
 
 
-def _text(
+def text_of(
     tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Sequence[int]], *, answer: bool
 ) -> str:
+    """What a tokenized row asks or, with `answer`, what its labels say."""
     tokens = [
         token
         for token, label in zip(row["input_ids"], row["labels"], strict=True)
