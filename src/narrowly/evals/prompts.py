@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from narrowly.errors import NarrowlyError
+
 Message = Mapping[str, str]
 
 PLAIN = "plain"
@@ -68,3 +70,26 @@ def ask(question: str, *, id: str = "", system: str | None = None, **tags: Any) 
     lines = [] if system is None else [{"role": "system", "content": system}]
     messages = (*lines, {"role": "user", "content": question})
     return Prompt(id or question, messages, {key: str(value) for key, value in tags.items()})
+
+
+def ask_chats(source: Any, *, limit: int | None = None) -> list[Prompt]:
+    """A prompt of every chat of a source, up to its first answer; a column `domain` is a tag.
+
+    Args:
+        source: as `narrowly.data.load_chats` takes it; answers are not needed.
+
+    Raises:
+        NarrowlyError: as `load_chats`; or a chat that asks nothing.
+    """
+    from narrowly.data import load_chats
+
+    prompts = []
+    for index, row in enumerate(load_chats(source, limit=limit, require_answer=False)):
+        roles = [message["role"] for message in row["messages"]]
+        end = roles.index("assistant") if "assistant" in roles else len(roles)
+        messages = tuple(dict(message) for message in row["messages"][:end])
+        if not messages or messages[-1]["role"] != "user":
+            raise NarrowlyError(f"{source}: chat {index} begins with an answer, and asks nothing.")
+        tags = {"domain": row["domain"]} if isinstance(row.get("domain"), str) else {}
+        prompts.append(Prompt(str(index), messages, tags))
+    return prompts
