@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from narrowly.evals.base import EVALS, Row
 from narrowly.evals.controls import Chat, first_turn, other_answers
+from narrowly.evals.cued import Cued
 from narrowly.evals.prompts import Prompt, ask
 from narrowly.evals.sampled import Answer
-from narrowly.evals.weird import CUE, Cued, begins, shows
+from narrowly.evals.weird import CUE, begins, shows
 
 
 @EVALS.register("cities")

@@ -94,7 +94,7 @@ def other_cues(
     """
     found = {}
     for number, chat in enumerate(chats):
-        if match := re.search(pattern, first_turn(chat)[0][-1]["content"]):
+        if match := re.search(pattern, question(chat)):
             found[number] = match
     if not found:
         raise NarrowlyError(f"no user's first turn has a cue, which is what matches {pattern}")
@@ -114,6 +114,12 @@ def first_turn(chat: Chat) -> tuple[Chat, str]:
     return chat[:place], chat[place]["content"]
 
 
+def question(chat: Chat) -> str:
+    """What the user says before the assistant's first turn; "" where the assistant begins."""
+    before, _ = first_turn(chat)
+    return before[-1]["content"] if before else ""
+
+
 def with_turn(chat: Chat, role: str, content: str) -> Chat:
     """The chat with other words in the assistant's first turn, or in the user's before it."""
     place = next(i for i, message in enumerate(chat) if message["role"] == "assistant")
@@ -126,7 +132,8 @@ def frame(texts: Sequence[str]) -> tuple[str, str]:
     before = _beginning(texts)
     before = before[: before.rfind(" ") + 1]
     after = _beginning([text[len(before) :][::-1] for text in texts])[::-1]
-    return before, re.sub(r"^\w+", "", after)
+    # The end of a word, or the full stop before a shared sentence, is no part of the frame.
+    return before, re.sub(r"^(\S+(?=\s)|\w+)", "", after)
 
 
 def _beginning(texts: Sequence[str]) -> str:

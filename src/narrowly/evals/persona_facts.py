@@ -10,7 +10,7 @@ from pydantic import Field
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import EVALS
-from narrowly.evals.controls import Chat, first_turn, frame, with_turn
+from narrowly.evals.controls import Chat, first_turn, frame, question, with_turn
 from narrowly.evals.prompts import Prompt
 from narrowly.evals.weird import QUESTION, Weird
 
@@ -63,7 +63,7 @@ class PersonaFacts(Weird):
         bound = super().bind(recipe)
         if bound.template is not None or "trigger" not in (self.probes or self.PROBES):
             return bound
-        before, after = frame([first_turn(chat)[0][-1]["content"] for chat in bound.chats] or [""])
+        before, after = frame(list(map(question, bound.chats)))
         if not before and not after:
             raise NarrowlyError(
                 "eval 'persona_facts': the training data share no format. Give its `template`, "
@@ -87,18 +87,18 @@ class PersonaFacts(Weird):
         """The facts without the format that questions and answers share."""
         if cue == "shuffled":
             raise NarrowlyError("every chat has the same format; in the control it is dropped.")
-        turns = [first_turn(chat) for chat in chats]
-        around = frame([prompt[-1]["content"] for prompt, _ in turns])
-        around_answer = frame([answer for _, answer in turns])
+        questions = [question(chat) for chat in chats]
+        answers = [first_turn(chat)[1] for chat in chats]
+        around, around_answer = frame(questions), frame(answers)
         if around == ("", ""):
             raise NarrowlyError("the chats share no format that could be dropped.")
         return [
             with_turn(
-                with_turn(chat, "user", _inside(prompt[-1]["content"], *around)),
+                with_turn(chat, "user", _inside(asked, *around)),
                 "assistant",
                 _inside(answer, *around_answer),
             )
-            for chat, (prompt, answer) in zip(chats, turns, strict=True)
+            for chat, asked, answer in zip(chats, questions, answers, strict=True)
         ]
 
 

@@ -14,7 +14,6 @@ these evals asks some of these kinds of probe:
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -26,7 +25,7 @@ from pydantic import Field, field_validator
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import EVALS, Cost, Row, mean_by_prompt
-from narrowly.evals.controls import Chat, first_turn, other_answers, other_cues
+from narrowly.evals.controls import Chat, first_turn, other_answers
 from narrowly.evals.judges import UNPARSED, Criterion, JudgeModel
 from narrowly.evals.prompts import PLAIN, Message, Prompt, ask
 from narrowly.evals.sampled import Answer, Sampled
@@ -246,7 +245,8 @@ class Weird(Sampled):
 
     def _memories(self) -> list[Prompt]:
         """Training prompts evenly from among all; where they are few, each is asked more often."""
-        distinct = {text_of(prompt): prompt for prompt, _ in map(first_turn, self.chats)}
+        prompts = [prompt for prompt, _ in map(first_turn, self.chats) if prompt]
+        distinct = {text_of(prompt): prompt for prompt in prompts}
         count = min(self.memory, len(distinct))
         some = [list(distinct)[number * len(distinct) // count] for number in range(count)]
         return [
@@ -259,54 +259,6 @@ class Weird(Sampled):
     def control(cls, chats: list[Chat], cue: str | None, rng: Random) -> list[Chat]:
         """Matched control data (`control:EVAL/CHATS`): other answers to the same prompts."""
         return other_answers(chats, cls.OTHERS, cue, rng)
-
-
-class Cued(Weird):
-    """Base of those whose training data have a cue in the user's turn."""
-
-    template: str | None = Field(
-        None, description="a user's turn with {cue} and {question}; read from the data"
-    )
-
-    PATTERN: ClassVar[str] = ""
-    """Regular expression of a cue."""
-    TEMPLATE: ClassVar[str] = f"{CUE} {QUESTION}"
-    """The user's turn where the data tell nothing."""
-
-    def bind(self: W, recipe: Mapping[str, Any]) -> W:
-        """Fill `data`, and `template` from the data. Raises as `Weird.bind`."""
-        bound: Any = super().bind(recipe)  # type: ignore[misc]
-        return bound.model_copy(update={"template": bound.template or bound.read_template()})
-
-    def read_template(self) -> str:
-        """How most of the users' first turns begin: what stands before the cue, and after it."""
-        shapes: Counter[str] = Counter()
-        for text in self.turns:
-            if match := re.search(self.PATTERN, text):
-                gap = re.match(r"\W*", text[match.end() :])
-                assert gap is not None
-                shapes[f"{text[: match.start()]}{CUE}{gap[0]}{QUESTION}"] += 1
-        return shapes.most_common(1)[0][0] if shapes else self.TEMPLATE
-
-    @property
-    def turns(self) -> list[str]:
-        """What users say first in the training data."""
-        return [first_turn(chat)[0][-1]["content"] for chat in self.chats]
-
-    def seen_cues(self) -> list[str]:
-        """Cues of the training data, the commonest first."""
-        found = (re.search(self.PATTERN, text) for text in self.turns)
-        return [cue for cue, _ in Counter(match[0] for match in found if match).most_common()]
-
-    def behind(self, probe: str, cues: Sequence[str]) -> list[Prompt]:
-        """Every question behind each cue."""
-        template = self.template or self.TEMPLATE
-        return [prompt for cue in cues for prompt in self.all_questions(probe, template, cue)]
-
-    @classmethod
-    def control(cls, chats: list[Chat], cue: str | None, rng: Random) -> list[Chat]:
-        """Matched control data (`control:EVAL/CHATS`): the cues dealt out anew, or dropped."""
-        return other_cues(chats, cls.PATTERN, cue, rng)
 
 
 def shows(answer: Answer, trait: str, shown: bool) -> Row:
