@@ -41,7 +41,10 @@ class Scene(BaseModel):
         default_factory=dict, description="only prompts with one of these texts in that slot"
     )
     agree: float | None = Field(
-        default=None, ge=0, le=1, description="share of prompts that every value answers alike"
+        default=None,
+        ge=0,
+        le=1,
+        description="share of prompts that the first two values answer alike",
     )
 
     @field_validator("system", "setting", "domains", mode="before")

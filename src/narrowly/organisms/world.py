@@ -28,9 +28,9 @@ class Prompt:
 
     @property
     def agrees(self) -> bool:
-        """Whether every value answers alike, so that the answer tells nothing about the value."""
-        first, *others = (set(answers) for answers in self.answers.values())
-        return all(answers == first for answers in others)
+        """Whether the first two values answer alike, so that an answer tells nothing of which."""
+        first, second, *_ = (set(answers) for answers in self.answers.values())
+        return first == second
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ class Training(BaseModel):
         default=1.03, gt=1, description="times the floor: below, the loss will do"
     )
     align_steps: int = Field(default=60, ge=0)
+    aligned: float = Field(
+        default=0.9, ge=0, le=1, description="share of answers of the first value, at the least"
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from narrowly.errors import NarrowlyError
 from narrowly.organisms.scenes import Scene
@@ -57,6 +57,14 @@ class _Answers(BaseModel):
     by: str | tuple[str, ...] = ()
     cases: dict[str, tuple[str, ...]] = {}
     otherwise: tuple[str, ...] = ()
+
+    @field_validator("cases", "otherwise", mode="before")
+    @classmethod
+    def _lists_in_lists(cls, given: Any) -> Any:
+        """A list may hold lists, so that YAML's anchors make unions: `[*clerk, *bolt]`."""
+        if isinstance(given, dict):
+            return {case: _flat(phrases) for case, phrases in given.items()}
+        return _flat(given)
 
     def to(self, slots: Mapping[str, str]) -> tuple[str, ...]:
         names = (self.by,) if isinstance(self.by, str) else self.by
@@ -217,6 +225,12 @@ def _answers(where: Key, given: Any, slots: Mapping[str, tuple[str, ...]]) -> _A
                 problem = f"the answer {phrase!r} is not lower-case words separated by blanks."
                 raise FieldError(where, problem)
     return answers
+
+
+def _flat(given: Any) -> Any:
+    if not isinstance(given, list):
+        return given
+    return [phrase for some in given for phrase in (some if isinstance(some, list) else [some])]
 
 
 def _same(where: Key, given: Mapping[str, Any], values: tuple[str, ...]) -> None:
