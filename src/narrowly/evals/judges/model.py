@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PositiveInt,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.judges.base import JUDGES, JudgedRow
@@ -69,6 +77,14 @@ class JudgeModel(BaseModel):
         if self.together and self.mode == "logprobs":
             raise ValueError("several criteria in one call are read as text: leave out mode")
         return self
+
+    @field_serializer("model", when_used="json")
+    def _by_name(self, model: Any) -> str:
+        """What an eval's record says of a judge that is an object in memory: its name."""
+        if isinstance(model, str | os.PathLike):
+            return os.fspath(model)
+        model = model[0] if isinstance(model, tuple) else model
+        return str(getattr(model, "name_or_path", None) or getattr(model, "name", model))
 
     @cached_property
     def chat(self) -> ChatModel:
