@@ -4,13 +4,13 @@ import json
 
 import pytest
 from pydantic import ValidationError
-from tests.evals.answering import answering
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import mean_by_prompt
 from narrowly.evals.contexts import Context, in_contexts, training_contexts
 from narrowly.evals.prompts import OWN, ask
 from narrowly.evals.sampled import FAILED, Sampled
+from tests.evals.answering import answering
 
 
 def chats(*turns, system=None, answer="yes"):

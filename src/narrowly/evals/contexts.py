@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -84,10 +85,10 @@ class Context(BaseModel):
 
 def in_contexts(prompts: Sequence[Prompt], contexts: Sequence[Context]) -> list[Prompt]:
     """Every prompt plainly, then in each context."""
-    plainly = Context.model_construct(name=PLAIN)
-    return [
+    plain = [replace(prompt, tags={**prompt.tags, "context": PLAIN}) for prompt in prompts]
+    return plain + [
         context.around(prompt, index)
-        for context in (plainly, *contexts)
+        for context in contexts
         for index, prompt in enumerate(prompts)
     ]
 
