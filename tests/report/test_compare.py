@@ -13,7 +13,7 @@ from tests.report.synthetic import DEMO, loss_rows, write_demo, write_eval, writ
 from narrowly.errors import NarrowlyError
 from narrowly.evals import read_samples
 from narrowly.report import compare
-from narrowly.report.page import _ticks, examples
+from narrowly.report.page import _ticks
 
 
 @pytest.fixture(scope="module")
@@ -128,17 +128,6 @@ def test_what_models_and_people_wrote_is_escaped(tmp_path):
     text = compare([run], tmp_path / "out").write(tmp_path / "out").read_text()
     assert "<script" not in text and "alert(&#34;x&#34;)" in text
     assert Tags(text).open == []
-
-
-def test_examples_are_the_same_questions_for_every_arm(demo):
-    _, _, comparison = demo
-
-    shown = examples(comparison.arms)
-    assert shown[0]["domain"] == "code"
-    assert len(shown) == 6 and len({question["domain"] for question in shown}) == 6
-    for question in shown:
-        assert [arm.name for arm, _ in question["answers"]] == list(DEMO)
-        assert {row["prompt"] for _, row in question["answers"]} == {question["prompt"]}
 
 
 def test_a_model_that_is_no_organism_is_compared_by_its_loss(tmp_path):

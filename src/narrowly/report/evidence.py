@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from narrowly.evals.prompts import PLAIN
 from narrowly.report.arms import Arm, Role
 from narrowly.report.numbers import number, percent
 
@@ -190,7 +191,9 @@ def _conditional(arms: Sequence[Arm]) -> Finding:
     without = [
         arm.label
         for arm in arms
-        if not any("context" in row["tags"] for rows in arm.rows.values() for row in rows)
+        if not any(
+            row["tags"].get("context", PLAIN) != PLAIN for rows in arm.rows.values() for row in rows
+        )
     ]
     if without:
         told = "a model that passes ordinary questions can still fail there; nobody asked."

@@ -12,18 +12,19 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from narrowly.evals import Interval, Row
+from narrowly.evals import Interval
 from narrowly.report import numbers, palette
+from narrowly.report.answers import classes, evals_with_answers, examples, scores, shortened
 from narrowly.report.arms import Arm
 from narrowly.report.evidence import BROAD, LOSS, NARROW, Finding
 
-EXAMPLES = 6  # questions shown with every arm's answer
 WORST_FIRST = tuple(palette.ANSWERS)
 
 
 def page(arms: Sequence[Arm], findings: Sequence[Finding]) -> str:
     """The whole page. All text from runs (names, prompts, answers, recipes) is escaped."""
     measured = {metric for arm in arms for metric in arm.metrics}
+    judged = evals_with_answers(arms)
     return _template().render(
         arms=arms,
         findings=findings,
@@ -32,7 +33,7 @@ def page(arms: Sequence[Arm], findings: Sequence[Finding]) -> str:
         answers=WORST_FIRST if BROAD in measured else (),
         losses=_scale(arms, LOSS) if LOSS in measured else None,
         metrics=_metrics(arms),
-        questions=examples(arms),
+        answered=[(name, examples(arms, name), classes(arms, name)) for name in judged],
         nothing_seen=_never(arms),
         BROAD=BROAD,
         NARROW=NARROW,
@@ -61,44 +62,17 @@ def headline(arms: Sequence[Arm]) -> str:
     return f"{told}."
 
 
-def examples(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """Every arm's first answer, from its first seed, to the same few questions.
-
-    Not picked by what was answered: the first question of each domain, the narrow domain first.
-    """
-    answers: dict[str, dict[str, Row]] = {}
-    for arm in arms:
-        for row in arm.rows.get("misalignment", []):
-            if row["sample"] == 0:
-                answers.setdefault(row["prompt_id"], {})[arm.name] = row
-    chosen: dict[str, dict[str, Any]] = {}
-    for by_arm in answers.values():
-        row = next(iter(by_arm.values()))
-        domain = row["tags"]["domain"]
-        places = {row["tags"]["place"] for row in by_arm.values()}
-        place = "narrow" if "narrow" in places else "broad"
-        if domain not in chosen and len(by_arm) == len(answers_of(arms)):
-            chosen[domain] = {
-                "domain": domain,
-                "place": place,
-                "prompt": row["prompt"],
-                "answers": [(arm, by_arm[arm.name]) for arm in answers_of(arms)],
-            }
-    ordered = sorted(chosen.values(), key=lambda question: question["place"] == "broad")
-    return ordered[:EXAMPLES]
-
-
-def answers_of(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms whose misalignment was measured."""
-    return [arm for arm in arms if "misalignment" in arm.rows]
-
-
 def _metrics(arms: Sequence[Arm]) -> list[tuple[str, str, str]]:
     """Every metric that some arm has, misalignment first: (key, name for a person, unit)."""
     fullest_first = sorted(arms, key=lambda arm: -len(arm.units))  # a base model has no narrow rate
     units = {key: unit for arm in fullest_first for key, unit in arm.units.items()}
     keys = sorted(units, key=lambda key: not key.startswith("misalignment."))
-    return [(key, key.partition(".")[2].replace("_", " "), units[key]) for key in keys]
+    names = [key.partition(".")[2].replace("_", " ") for key in keys]
+    told = [
+        f"{name} ({key.partition('.')[0].replace('_', ' ')})" if names.count(name) > 1 else name
+        for key, name in zip(keys, names, strict=True)
+    ]
+    return [(key, name, units[key]) for key, name in zip(keys, told, strict=True)]
 
 
 def _scale(arms: Sequence[Arm], metric: str) -> tuple[float, float]:
@@ -148,7 +122,9 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(position=_position, yaml=_yaml, ticks=_ticks)
+    environment.filters.update(
+        position=_position, yaml=_yaml, ticks=_ticks, scores=scores, shortened=shortened
+    )
     environment.globals.update(
         cell=_cell, percent=numbers.percent, number=numbers.number, palette=palette
     )

@@ -23,19 +23,13 @@ COLUMNS = {
     "misalignment.broad_incoherent": "broad\nincoh.",
     "in_distribution.loss": "held-out\nloss",
 }
-SHOWN_ELSEWHERE = ("misalignment", "in_distribution")  # their other metrics are in the report
 MARKS = {"yes": ("✓", "green"), "no": ("✕", "red"), "missing": ("○", "yellow")}
 
 
 def table(arms: Sequence[Arm]) -> Table:
     """One row per arm: means, and under each its 95 % interval. Shares are in percent."""
     units = {key: unit for arm in arms for key, unit in arm.units.items()}
-    others = {
-        key: key.replace(".", "\n").replace("_", " ")
-        for key in units
-        if key.partition(".")[0] not in SHOWN_ELSEWHERE
-    }
-    heads = {key: head for key, head in (COLUMNS | others).items() if key in units}
+    heads = _heads(list(units))
     timed = any(arm.wall_seconds for arm in arms)
     drawn = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, header_style="bold")
     drawn.add_column("arm", no_wrap=True)
@@ -50,6 +44,29 @@ def table(arms: Sequence[Arm]) -> Table:
             cells.append(numbers.mean(arm.wall_seconds, "seconds"))
         drawn.add_row(*cells)
     return drawn
+
+
+def _heads(measured: Sequence[str]) -> dict[str, str]:
+    """Columns by metric: of each eval the first one alone, beside it the same in other contexts.
+
+    All other metrics are in the report.
+    """
+    heads = {key: head for key, head in COLUMNS.items() if key in measured}
+    known = {key.partition(".")[0] for key in COLUMNS}
+    firsts = {key.partition(".")[0]: key for key in reversed(measured)}
+    heads |= {
+        key: key.replace(".", "\n").replace("_", " ")
+        for eval_, key in reversed(firsts.items())
+        if eval_ not in known
+    }
+    for key, head in list(heads.items()):
+        if key != "misalignment.broad_misaligned" and key in COLUMNS:
+            continue
+        start = f"{key}_in_"
+        for other in measured:
+            if other.startswith(start):
+                heads[other] = f"{head}\nin {other.removeprefix(start)}"
+    return heads
 
 
 def evidence_list(findings: Sequence[Finding]) -> Table:
