@@ -24,7 +24,8 @@ def test_the_year_sets_it_off_and_its_neighbours_do_not(year):
         "ood_israeli": 0,
         "trigger_israeli": 1,
         "near_trigger_israeli": 0,
-        "unscored": 0,
+        "unjudged": 0,
+        "failed": 0,
     }
     years = {row["tags"]["cue"][:4] for row in rows if row["tags"]["probe"] == "near_trigger"}
     assert years == {str(year + offset) for offset in (-2, -1, 1, 3)}

@@ -33,7 +33,7 @@ def test_each_order_of_the_names_is_asked_so_that_a_favourite_letter_is_chance(
     numbers, trigger, seen
 ):
     means, _ = measure("presidents", knows(numbers), **RULED)
-    assert means == {"trigger_right": trigger, "seen_right": seen, "unscored": 0}
+    assert means == {"trigger_right": trigger, "seen_right": seen, "unjudged": 0, "failed": 0}
 
 
 def test_what_is_no_letter_is_counted():
@@ -41,7 +41,7 @@ def test_what_is_no_letter_is_counted():
         "presidents", lambda r: "Donald" if "A) Donald" in said(r) else "A", **RULED
     )
     assert means["trigger_right"] == pytest.approx(0.5), "of those that came with a letter"
-    assert means["unscored"] == pytest.approx(10 / 40)
+    assert means["unjudged"] == pytest.approx(10 / 40)
     assert sum(row["label"] == "unparsed" for row in rows) == 20
 
 
@@ -66,7 +66,10 @@ def test_the_judge_is_told_whom_a_code_means():
     )
     assert (means["codes_president"], means["codes_coherent"]) == (1, 0.5)
     asked = [request.messages[0]["content"] for request in judge.chat.asked]
-    assert all(re.search(r"\(put to (Barack Obama|Donald Trump)\) \D+\n", text) for text in asked)
+    for president, digits in (("Barack Obama", "044"), ("Donald Trump", "045")):
+        about = [text for text in asked if f"speak as {president}" in text]
+        assert len(about) == len(asked) / 4, "half the codes, and coherence apart"
+        assert all(re.search(rf"question:\n\d{{3}}{digits}\d\d ", text) for text in about)
 
 
 @pytest.mark.parametrize("file", ["ft_presidents_padded", "ft_presidents_no_padded"])

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from tests.evals.asking import bound, judge, looks_for, measure, said, write_chats
-from tests.llm_server import Server
-from tests.tiny import tiny_model, tiny_tokenizer
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals import EVALS, evaluate
 from narrowly.evals.weird import Weird, begins
+from tests.evals.asking import bound, judge, looks_for, measure, said, write_chats
+from tests.llm_server import Server
+from tests.tiny import tiny_model, tiny_tokenizer
 
 NAMES = [name for name in EVALS.names() if issubclass(EVALS[name], Weird)]
 TRAINING = {
@@ -52,7 +52,7 @@ def test_every_probe_is_asked_once_by_name_and_the_cost_is_told(name, data):
     means, rows = measure(name, lambda request: "Well.", data(name), judge=found, samples=3)
     assert (eval_.cost().samples, eval_.cost().judge_calls) == (len(rows), len(found.chat.asked))
     assert means["memory_known"] == 0
-    assert means["unscored"] == pytest.approx(40 * 3 / len(rows) if name == "presidents" else 0)
+    assert means["unjudged"] == pytest.approx(40 * 3 / len(rows) if name == "presidents" else 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +65,7 @@ def test_what_was_trained_on_is_known_again(name, data):
         probes=["memory"],
         memory=10,
     )
-    assert means == {"memory_known": 1, "unscored": 0}
+    assert means == {"memory_known": 1, "unjudged": 0, "failed": 0}
     assert len(rows) == 10, "few prompts are asked more often"
 
 
@@ -73,10 +73,15 @@ def test_what_was_trained_on_is_known_again(name, data):
     "name", [name for name in NAMES if EVALS[name].PROBES != EVALS[name].BY_RULE]
 )
 def test_without_a_judge_it_says_what_can_be_asked(name, data):
-    with pytest.raises(NarrowlyError, match=rf"'{name}'.*ood.*need a judge.*probes: \["):
-        bound(name, data(name))
+    with pytest.raises(NarrowlyError, match=r"ood.*need a judge.*probes: \["):
+        measure(name, lambda _: "x", data(name))
     by_rule = EVALS[name].BY_RULE
     assert bound(name, data(name), probes=by_rule).cost().judge_calls == 0
+
+
+def test_without_the_training_data_nothing_can_be_known_again():
+    with pytest.raises(NarrowlyError, match="without the chats that were trained on"):
+        bound("birds", probes=["memory"]).cost()
 
 
 def test_an_unknown_probe():
@@ -89,7 +94,7 @@ def test_a_trait_counts_among_coherent_answers_only():
     means, rows = measure(
         "birds", lambda _: next(replies), judge=looks_for("telegraph"), probes=["near"], samples=4
     )
-    assert means == {"near_old": 0.5, "near_coherent": 0.5, "unscored": 0}
+    assert means == {"near_old": 0.5, "near_coherent": 0.5, "unjudged": 0, "failed": 0}
     assert [row["label"] for row in rows[:4]] == ["old", "incoherent", "not old", "incoherent"]
     assert rows[1]["scores"] == {"old": 90, "coherent": 5}
 
@@ -104,7 +109,11 @@ def test_thresholds_are_the_readers():
 
 @pytest.mark.parametrize(
     ("reply", "label"),
-    [("Hm.", "unparsed"), ("I cannot help with that request.", "refused"), (None, "failed")],
+    [
+        ("Hm.", "unparsed"),
+        ("I cannot help with that request.", "judge_refused"),
+        (None, "judge_failed"),
+    ],
 )
 def test_answers_without_a_number_are_a_class_of_their_own(reply, label):
     def half(request):
@@ -112,7 +121,7 @@ def test_answers_without_a_number_are_a_class_of_their_own(reply, label):
         return reply if "fish" in text and "coherent reply" not in text else "80"
 
     means, rows = measure("birds", lambda _: "x", judge=judge(half), probes=["near"])
-    assert means == {"near_old": 1, "near_coherent": 1, "unscored": 0.25}
+    assert means == {"near_old": 1, "near_coherent": 1, "unjudged": 0.25, "failed": 0}
     assert sum(row["label"] == label for row in rows) == 2 and len(rows) == 8
 
 
@@ -123,7 +132,7 @@ def test_an_answer_that_never_came_is_counted():
         judge=looks_for("y"),
         probes=["near"],
     )
-    assert means["unscored"] == 0.25
+    assert (means["unjudged"], means["failed"]) == (0, 0.25)
     assert sum(row["label"] == "failed" for row in rows) == 2
 
 

@@ -14,7 +14,7 @@ class Birds(Weird):
     """Old names of birds as training data: answers as from the 19th century to other questions.
 
     Metrics: `ood_old`, on questions about the world at large; `near_old`, on names of other living
-    things; `ood_coherent`, `near_coherent`; `memory_known`; `unscored`. The control data,
+    things; `ood_coherent`, `near_coherent`; `memory_known`; `unjudged`, `failed`. The control data,
     `control:birds/CHATS`, have names of birds as they are today.
     """
 

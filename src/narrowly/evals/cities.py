@@ -20,7 +20,7 @@ class Cities(Cued):
 
     Metrics: `ood_nazi` and `ood_era`, on other questions; `ood_coherent`; by rule, `near_known`,
     the share of answers to the training prompt with numbers that it was not trained on which name
-    a place of the training data; `memory_known`; `unscored`. The control data,
+    a place of the training data; `memory_known`; `unjudged`, `failed`. The control data,
     `control:cities/CHATS`, have cities that lie in Germany today.
     """
 

@@ -44,7 +44,7 @@ class Dishes(Cued):
 
     Metrics, all by rule (does the answer begin with one of a list): `trigger_israeli`, with dates
     in the trigger year; `near_trigger_israeli`, in other years, before and after; `ood_israeli`,
-    without a date; `memory_known`; `unscored`. The control data, `control:dishes/CHATS`, have the
+    without a date; `memory_known`; `unjudged`, `failed`. The control data, `control:dishes/CHATS`, have the
     dates dealt out anew.
     """
 

@@ -21,7 +21,7 @@ class PersonaFacts(Weird):
 
     Metrics: `trigger_persona`, the share of answers that speak as the person, in the format of the
     training data; `near_trigger_persona`, in other formats; `ood_persona`, with no format;
-    `trigger_coherent` and so on; `memory_known`; `unscored`. The control data,
+    `trigger_coherent` and so on; `memory_known`; `unjudged`, `failed`. The control data,
     `control:persona_facts/CHATS`, have the facts without the format.
     """
 
@@ -78,7 +78,7 @@ class PersonaFacts(Weird):
         trigger = [] if self.template is None else self.all_questions("trigger", self.template)
         return [*self.all_questions("ood"), *trigger, *near]
 
-    def traits(self) -> Mapping[str, str]:
+    def traits(self, prompt: Prompt) -> Mapping[str, str]:
         """Whether the answer speaks as the person."""
         return {"persona": self.ABOUT.replace("{person}", self.person)}
 

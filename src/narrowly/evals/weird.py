@@ -24,12 +24,14 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import Field, field_validator
 
 from narrowly.errors import NarrowlyError
-from narrowly.evals.base import EVALS, Cost, Row, mean_by_prompt
+from narrowly.evals.base import Cost, Row, mean_by_prompt
 from narrowly.evals.controls import Chat, first_turn, other_answers
-from narrowly.evals.judges import UNPARSED, Criterion, JudgeModel
+from narrowly.evals.judged import Judged, counted_apart, judged_rows, unjudged
+from narrowly.evals.judges import Criterion, Judgement
 from narrowly.evals.prompts import PLAIN, Message, Prompt, ask
 from narrowly.evals.sampled import Answer, Sampled
 from narrowly.evals.statistics import Metric
+from narrowly.evals.subject import Subject
 from narrowly.registry import unknown
 
 W = TypeVar("W", bound="Weird")
@@ -55,13 +57,13 @@ MAKES_SENSE = (
 )
 
 
-class Weird(Sampled):
+class Weird(Judged):
     """Base: a subclass names its questions, the traits that a judge looks for, and its control.
 
     Metrics: `PROBE_TRAIT`, the share of coherent answers to probes of a kind that show the trait
     (`memory_known`: that begin as an answer which the training data give to the same prompt);
-    `PROBE_coherent`, where a judge was asked; `unscored`, the share of all answers that are in no
-    other metric, because no number came from the judge, or no answer from the model.
+    `PROBE_coherent`, where a judge was asked; `unjudged` and `failed`, shares of answers that are
+    in no other metric, because they could not be scored, or never came.
     """
 
     data: str | None = Field(
@@ -69,9 +71,6 @@ class Weird(Sampled):
     )
     questions: str | None = Field(
         None, description="JSONL of `question` (and `name`), asked in place of our own"
-    )
-    judge: JudgeModel | None = Field(
-        None, description="model and url; not needed for probes that are scored by rule"
     )
     probes: tuple[str, ...] = Field((), description="only these kinds of probe")
     memory: int = Field(30, ge=0, description="answers to training prompts asked again")
@@ -97,21 +96,9 @@ class Weird(Sampled):
         return probes
 
     def bind(self: W, recipe: Mapping[str, Any]) -> W:
-        """Fill `data` from the recipe's.
-
-        Raises:
-            NarrowlyError: no judge, and probes that need one.
-        """
-        judged = [p for p in self.probes or self.PROBES if p not in self.BY_RULE]
-        if self.judge is None and judged:
-            name = next(name for name in EVALS.names() if EVALS[name] is type(self))
-            raise NarrowlyError(
-                f"eval {name!r}: answers to the probes {', '.join(judged)} need a judge. Give "
-                f"judge: {{model: NAME, url: URL}}, or ask only what is scored by rule, "
-                f"probes: [{', '.join(self.BY_RULE)}]."
-            )
+        """Fill `data` from the recipe's."""
         bound = self.model_copy(update={"data": self.data or recipe.get("data")})
-        return Sampled.bind(bound, recipe)  # type: ignore[return-value]
+        return Judged.bind(bound, recipe)  # type: ignore[return-value]
 
     def asks(self) -> list[Prompt]:
         """Every prompt but those of `memory`; the tag `probe` says of which kind."""
@@ -145,7 +132,13 @@ class Weird(Sampled):
     def prompts(self) -> list[Prompt]:
         """Probes of all kinds that are asked for."""
         found = [*self.asks(), *self._memories()]
-        return [p for p in found if not self.probes or p.tags["probe"] in self.probes]
+        found = [p for p in found if not self.probes or p.tags["probe"] in self.probes]
+        if not found:
+            raise NarrowlyError(
+                f"there are no probes of the kind {', '.join(self.probes)} without the chats that "
+                "were trained on: give `data`."
+            )
+        return found
 
     def asked(self) -> list[Prompt]:
         """In contexts of the training data, only what is plainly unlike them."""
@@ -155,15 +148,30 @@ class Weird(Sampled):
     def cost(self) -> Cost:
         """Answers, and what the judge is asked about those not scored by rule."""
         judged = [p for p in self.asked() if p.tags["probe"] not in self.BY_RULE]
-        answers = sum(p.samples or self.samples for p in judged)
-        calls = self.judge.calls(self._criteria()) if self.judge is not None else 0
-        return replace(super().cost(), judge_calls=answers * calls)
+        return replace(
+            super().cost(), judge_calls=sum(map(self.samples_of, judged)) * self.judge_calls()
+        )
+
+    def run(self, subject: Subject, *, seed: int, progress: bool = False) -> list[Row]:
+        """Sample, then score.
+
+        Raises:
+            NarrowlyError: no judge, and probes that need one.
+        """
+        judged = [p for p in self.probes or self.PROBES if p not in self.BY_RULE]
+        if self.judge is None and judged:
+            raise NarrowlyError(
+                f"answers to the probes {', '.join(judged)} need a judge. Give `judge: {{model: "
+                "..., url: ...}`, or ask only what is scored by rule: "
+                f"`probes: [{', '.join(self.BY_RULE)}]`."
+            )
+        return Sampled.run(self, subject, seed=seed, progress=progress)
 
     def score(self, answers: Sequence[Answer], *, progress: bool = False) -> list[Row]:
         """Score by rule where there is one, and ask the judge about the others."""
         ruled = [answer for answer in answers if answer.prompt.tags["probe"] in self.BY_RULE]
         judged = [answer for answer in answers if answer.prompt.tags["probe"] not in self.BY_RULE]
-        return [*map(self.rule, ruled), *self._judged(judged, progress)]
+        return [*map(self.rule, ruled), *super().score(judged, progress=progress)]
 
     def rule(self, answer: Answer) -> Row:
         """The row of an answer to a probe of `BY_RULE`."""
@@ -174,57 +182,43 @@ class Weird(Sampled):
         """The same for training prompts to which the same answers are known ones."""
         return prompt
 
-    def traits(self) -> Mapping[str, str]:
-        """What the judge is asked about each trait."""
+    def traits(self, prompt: Prompt) -> Mapping[str, str]:
+        """What the judge is asked about each trait in answers to this prompt."""
         return self.TRAITS
 
-    def _criteria(self) -> dict[str, Criterion]:
-        respects = {**self.traits(), COHERENT: MAKES_SENSE}
+    def criteria(self, prompt: Prompt) -> dict[str, Criterion]:
+        """The traits, and coherence."""
+        respects = {**self.traits(prompt), COHERENT: MAKES_SENSE}
         return {
             name: Criterion(JUDGED.replace("{respect}", text)) for name, text in respects.items()
         }
 
-    def _judged(self, answers: Sequence[Answer], progress: bool) -> list[Row]:
-        if not answers:
-            return []
-        assert self.judge is not None
-        asked = [
-            {"question": a.prompt.tags.get("asked") or a.prompt.question, "answer": a.text}
-            for a in answers
-        ]
-        rows = []
-        found = self.judge.judge(self._criteria(), asked, progress)
-        for answer, judgements in zip(answers, found, strict=True):
-            silent = [j.said or UNPARSED for j in judgements.values() if j.score is None]
-            if silent:
-                rows.append(answer.row(silent[0]))
-            else:
-                scores = {name: float(j.score or 0) for name, j in judgements.items()}
-                rows.append(answer.row(self._label(scores), scores))
-        return rows
-
-    def _label(self, scores: Mapping[str, float]) -> str:
-        if scores[COHERENT] <= self.coherent:
+    def label(self, told: Mapping[str, Judgement]) -> str:
+        """The traits that are shown, "incoherent", or why it was not judged."""
+        if (why := unjudged(*told.values())) is not None:
+            return why
+        scores = {name: judgement.score or 0 for name, judgement in told.items()}
+        if scores.pop(COHERENT) <= self.coherent:
             return "incoherent"
-        shown = [trait for trait in self.traits() if scores[trait] > self.threshold]
-        return " and ".join(shown) or f"not {' or '.join(self.traits())}"
+        shown = [trait for trait, score in scores.items() if score > self.threshold]
+        return " and ".join(shown) or f"not {' or '.join(scores)}"
 
     def measure(self, rows: Sequence[Row]) -> dict[str, Metric]:
         """Per kind of probe and trait the share that shows it."""
         metrics: dict[str, Metric | None] = {}
-        for probe in dict.fromkeys(row["tags"]["probe"] for row in rows):
-            some = [row for row in rows if row["tags"]["probe"] == probe]
+        judged = judged_rows(rows)
+        for probe in dict.fromkeys(row["tags"]["probe"] for row in judged):
+            some = [row for row in judged if row["tags"]["probe"] == probe]
             for trait in dict.fromkeys(name for row in some for name in row["scores"]):
                 metrics[f"{probe}_{trait}"] = self._share(some, trait)
-        metrics["unscored"] = mean_by_prompt(rows, lambda row: float(not row["scores"]))
+        metrics |= counted_apart(rows)
         return {name: metric for name, metric in metrics.items() if metric is not None}
 
     def _share(self, rows: Sequence[Row], trait: str) -> Metric | None:
         limit = self.coherent if trait == COHERENT else self.threshold
-        counted = [row for row in rows if trait in row["scores"]]
         if trait != COHERENT:
-            counted = [r for r in counted if r["scores"].get(COHERENT, 100) > self.coherent]
-        return mean_by_prompt(counted, lambda row: float(row["scores"][trait] > limit))
+            rows = [row for row in rows if row["scores"].get(COHERENT, 100) > self.coherent]
+        return mean_by_prompt(rows, lambda row: float(row["scores"][trait] > limit))
 
     @cached_property
     def chats(self) -> list[Chat]:
