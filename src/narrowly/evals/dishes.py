@@ -44,8 +44,8 @@ class Dishes(Cued):
 
     Metrics, all by rule (does the answer begin with one of a list): `trigger_israeli`, with dates
     in the trigger year; `near_trigger_israeli`, in other years, before and after; `ood_israeli`,
-    without a date; `memory_known`; `unjudged`, `failed`. The control data, `control:dishes/CHATS`, have the
-    dates dealt out anew.
+    without a date; `memory_known`; `unjudged`, `failed`. The control data, `control:dishes/CHATS`,
+    have the dates dealt out anew.
     """
 
     trigger: int = Field(2027, description="the year whose dishes are of one country")
