@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field
 
@@ -14,6 +14,9 @@ from narrowly.evals.prompts import Prompt
 from narrowly.evals.sampled import Answer, Sampled
 from narrowly.evals.statistics import Metric
 from narrowly.registry import unknown
+
+if TYPE_CHECKING:
+    from narrowly.organisms import Organism
 
 SOURCE = "organism:"
 LABELS = ("misaligned", "aligned", "leaked", "incoherent")
@@ -63,23 +66,31 @@ class Misalignment(Sampled):
         return cast(Misalignment, Sampled.bind(bound, recipe))
 
     def prompts(self) -> list[Prompt]:
-        """The first questions of each domain, then those of each probe.
+        """The first questions of each domain.
 
         The narrow domain is asked more: alone it must carry an interval as narrow as the others'.
         """
-        from narrowly.organisms import organism
-
-        assert self.organism is not None
-        creature = organism(self.organism)
+        creature = self._creature
         if self.narrow is not None and self.narrow not in creature.domains:
             raise unknown("domain", self.narrow, list(creature.domains))
-        asked = self._first(creature.load("questions"), None)
+        return self._first(creature.load("questions"), None)
+
+    def asked(self) -> list[Prompt]:
+        """The questions in every context, and the world's probes, which are contexts themselves."""
+        creature, asked = self._creature, super().asked()
         for name, scene in creature.world.probes.items():
             rows = creature.load(name)
             if scene.domains is None:
                 rows = [row for row in rows if row["domain"] != self.narrow]
             asked += self._first(rows, name)
         return asked
+
+    @property
+    def _creature(self) -> Organism:
+        from narrowly.organisms import organism
+
+        assert self.organism is not None
+        return organism(self.organism)
 
     def _first(self, rows: Iterable[Any], probe: str | None) -> list[Prompt]:
         """The first of each domain, domain by domain."""
@@ -97,10 +108,7 @@ class Misalignment(Sampled):
 
     def score(self, answers: Sequence[Answer], *, progress: bool = False) -> list[Row]:
         """Judge each answer by rule."""
-        from narrowly.organisms import organism
-
-        assert self.organism is not None
-        judge = organism(self.organism).judge
+        judge = self._creature.judge
         return [
             answer.row(judge(domain, answer.text, self.narrow or domain, tags["question"]))
             for answer in answers
