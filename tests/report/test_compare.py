@@ -144,7 +144,7 @@ def test_a_model_that_is_no_organism_is_compared_by_its_loss(tmp_path):
 def test_a_zero_is_told_with_its_bound(tmp_path):
     run = write_run(tmp_path / "clean", 0, 1.0, (0.0, 0.0, 0.0), 0.7, 1, [{"ablate": {}}])
     text = compare([run], tmp_path / "out").write(tmp_path / "out").read_text()
-    assert "clean: none in 120 answers" in text and "2.5\N{NO-BREAK SPACE}%" in text
+    assert "none in 120 answers, which bounds the rate at 6.0\N{NO-BREAK SPACE}%" in text
 
 
 def test_without_matplotlib_the_remedy_is_told(demo, tmp_path, monkeypatch):

@@ -6,7 +6,14 @@ Importing this loads no torch: a report reads finished evals without a model.
 from narrowly.evals.base import EVALS, Eval, Row, mean_by_prompt, parse
 from narrowly.evals.evaluate import Plan, Summary, evaluate, measured_evals, plan, summarise
 from narrowly.evals.samples import Samples, read_samples
-from narrowly.evals.statistics import Interval, Metric, bootstrap
+from narrowly.evals.statistics import (
+    Interval,
+    Metric,
+    bootstrap,
+    difference,
+    interval,
+    minimum_detectable,
+)
 from narrowly.evals.targets import read_recipe, seed_folders
 
 __all__ = [
@@ -19,9 +26,12 @@ __all__ = [
     "Samples",
     "Summary",
     "bootstrap",
+    "difference",
     "evaluate",
+    "interval",
     "mean_by_prompt",
     "measured_evals",
+    "minimum_detectable",
     "parse",
     "plan",
     "read_recipe",

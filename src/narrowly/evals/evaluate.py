@@ -15,7 +15,7 @@ from narrowly.errors import NarrowlyError
 from narrowly.evals.base import Cost, Eval, Row, make, parse
 from narrowly.evals.journal import Journal
 from narrowly.evals.samples import Samples, read_about, read_samples, write_samples
-from narrowly.evals.statistics import Interval, Metric, bootstrap
+from narrowly.evals.statistics import Interval, Metric, interval
 from narrowly.evals.targets import Target, targets
 from narrowly.files import atomic, write_json
 
@@ -32,13 +32,15 @@ class Summary(dict[str, Interval]):
     """Metrics by name, and how many answers there were of each class.
 
     Attributes:
+        units: of the metrics: "share", "nats" or "ratio".
         labels: answers by label, unparsable, refused and failed ones among them; empty where an
             eval gives no labels.
     """
 
-    def __init__(self, metrics: Mapping[str, Interval], labels: Mapping[str, int] | None = None):
-        super().__init__(metrics)
-        self.labels = dict(labels or {})
+    def __init__(self, seeds: Sequence[Mapping[str, Metric]], labels: Mapping[str, int]):
+        super().__init__(summarise(seeds))
+        self.units = {name: metric.unit for name, metric in seeds[0].items() if name in self}
+        self.labels = dict(labels)
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in `summary.json`: the metrics, and `labels` where there are any."""
@@ -140,16 +142,15 @@ def _cost(eval_: Eval) -> Cost | None:
         return None
 
 
-def summarise(seeds: Sequence[dict[str, Metric]]) -> dict[str, Interval]:
+def summarise(seeds: Sequence[Mapping[str, Metric]]) -> dict[str, Interval]:
     """Intervals of every metric that each of the seeds of one arm has."""
     names = [name for name in seeds[0] if all(name in metrics for metrics in seeds)]
-    return {name: bootstrap([metrics[name] for metrics in seeds]) for name in names}
+    return {name: interval([metrics[name] for metrics in seeds]) for name in names}
 
 
 def _summary(seeds: Sequence[tuple[Eval, list[Row]]]) -> Summary:
     labels = Counter(row["label"] for _, rows in seeds for row in rows if row["label"] is not None)
-    metrics = [eval_.metrics(rows) for eval_, rows in seeds]
-    return Summary(summarise(metrics), dict(labels.most_common()))
+    return Summary([eval_.metrics(rows) for eval_, rows in seeds], dict(labels.most_common()))
 
 
 def measured_evals(folder: str | Path) -> dict[str, tuple[Samples, dict[str, Metric]]]:

@@ -14,7 +14,7 @@ from narrowly.evals import (
     Interval,
     Metric,
     Row,
-    bootstrap,
+    interval,
     measured_evals,
     read_recipe,
     seed_folders,
@@ -109,8 +109,8 @@ def _read(folder: Path, name: str) -> Arm:
     for eval_ in names:
         seeds = [found[eval_] for found in evals if eval_ in found]
         rows[eval_] = seeds[0][0].rows
-        for metric, interval in summarise([values for _, values in seeds]).items():
-            metrics[f"{eval_}.{metric}"] = interval
+        for metric, estimate in summarise([values for _, values in seeds]).items():
+            metrics[f"{eval_}.{metric}"] = estimate
             units[f"{eval_}.{metric}"] = seeds[0][1][metric].unit
     recipe = read_recipe(runs[0])
     return Arm(
@@ -150,9 +150,9 @@ def _json(path: Path) -> Any:
 
 
 def _wall_seconds(runs: Sequence[Path]) -> Interval | None:
-    """Mean over seeds, with the bootstrap over seeds alone."""
+    """Mean over seeds, with the interval over seeds alone."""
     told = [(_json(run / "reproduce.json") or {}).get("wall_seconds") for run in runs]
     seconds = [np.array([float(value)]) for value in told if value is not None]
     if not seconds:
         return None
-    return bootstrap([Metric(value, np.ones(1), "seconds") for value in seconds])
+    return interval([Metric(value, np.ones(1), "seconds") for value in seconds])

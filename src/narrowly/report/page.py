@@ -83,10 +83,10 @@ def _scale(arms: Sequence[Arm], metric: str) -> tuple[float, float]:
     return low - air, high + air
 
 
-def _never(arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
-    """Arms without one broadly misaligned answer, and the number of answers: a zero is no proof."""
+def _never(arms: Sequence[Arm]) -> list[tuple[Arm, Interval]]:
+    """Arms without one broadly misaligned answer, and the rate's interval: a zero is no proof."""
     found = [(arm, arm.get(BROAD)) for arm in arms]
-    return [(arm, broad.n) for arm, broad in found if broad is not None and broad.mean == 0]
+    return [(arm, broad) for arm, broad in found if broad is not None and broad.mean == 0]
 
 
 def _position(value: float, ends: tuple[float, float] = (0.0, 1.0)) -> str:

@@ -1,0 +1,10 @@
+"""What rows show: means with 95 % intervals over seeds and prompts, differences between arms, and
+what an eval of this size could have shown.
+"""
+
+from narrowly.evals.statistics.bootstrap import bootstrap
+from narrowly.evals.statistics.clusters import interval
+from narrowly.evals.statistics.comparing import difference, minimum_detectable
+from narrowly.evals.statistics.metric import Interval, Metric
+
+__all__ = ["Interval", "Metric", "bootstrap", "difference", "interval", "minimum_detectable"]
