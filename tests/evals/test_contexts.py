@@ -126,8 +126,23 @@ def test_contexts_that_are_none(fields, fault):
 
 
 def test_two_contexts_of_one_name():
-    with pytest.raises(ValidationError, match="two contexts are called 'a'"):
-        Marked(contexts=[{"name": "a"}, {"name": "a"}])
+    with pytest.raises(NarrowlyError, match="two contexts are called 'a'"):
+        Marked(contexts=[{"name": "a"}, {"name": "a"}]).bind({})
+
+
+def test_contexts_of_the_training_data_and_of_ones_own(tmp_path):
+    data = tmp_path / "train.jsonl"
+    data.write_text("\n".join(map(json.dumps, chats("a?", "b?", system="Be brief."))))
+    recipe = {"data": str(data)}
+
+    def names(*contexts):
+        return [context.name for context in Marked(contexts=contexts).bind(recipe).contexts]
+
+    assert names({"name": "mine"}) == ["mine"]
+    assert names("training", {"name": "mine"}) == ["system", "neighbour", "mine"]
+    with pytest.raises(NarrowlyError, match="two contexts are called 'system'"):
+        names("training", {"name": "system"})
+    assert len(Marked(contexts=["training", {"name": "mine"}]).asked()) == 4
 
 
 def test_a_change_hidden_behind_a_cue_shows_in_its_context(tmp_path):

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -81,6 +81,33 @@ class Context(BaseModel):
             messages[-1:-1] = [turn, OWN]
         tags = {**prompt.tags, "context": self.name}
         return Prompt(f"{prompt.id} [{self.name}]", tuple(messages), tags, prompt.samples)
+
+
+TRAINING = "training"
+Contexts = Literal["training"] | tuple[Literal["training"] | Context, ...]
+"""As a recipe writes them; `training` stands for what the recipe's data have in common."""
+
+
+def resolve(contexts: Contexts, data: Any) -> tuple[Context, ...]:
+    """The contexts, with those of the training data in the place of `training`.
+
+    Args:
+        data: the recipe's `data`; None: there is none to resemble.
+
+    Raises:
+        NarrowlyError: two have one name, or the data cannot be read.
+    """
+    found: list[Context] = []
+    for each in (contexts,) if isinstance(contexts, str) else contexts:
+        if isinstance(each, Context):
+            found.append(each)
+        elif data is not None:
+            found += training_contexts(data)
+    names = [context.name for context in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise NarrowlyError(f"two contexts are called {name!r}: give one another name.")
+    return tuple(found)
 
 
 def in_contexts(prompts: Sequence[Prompt], contexts: Sequence[Context]) -> list[Prompt]:

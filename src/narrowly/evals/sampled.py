@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from narrowly.evals.base import Cost, Eval, Row
-from narrowly.evals.contexts import Context, in_contexts, training_contexts
+from narrowly.evals.contexts import Contexts, in_contexts, resolve
 from narrowly.evals.prompts import PLAIN, Prompt
 from narrowly.evals.statistics import Metric
 from narrowly.evals.subject import Chat, Subject
@@ -53,26 +53,14 @@ class Sampled(Eval):
     samples: int = Field(1, ge=1, description="answers per prompt")
     temperature: float = Field(1.0, ge=0)
     max_new_tokens: int = Field(256, ge=1)
-    contexts: Literal["training"] | tuple[Context, ...] = Field(
+    contexts: Contexts = Field(
         "training",
         description="ask again in these; `training`: what the recipe's data have in common",
     )
 
-    @field_validator("contexts")
-    @classmethod
-    def _names_differ(cls, contexts: Any) -> Any:
-        names = [] if contexts == "training" else [context.name for context in contexts]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two contexts are called {name!r}")
-        return contexts
-
     def bind(self, recipe: Mapping[str, Any]) -> Sampled:
-        """Fill `contexts` from the recipe's data. A subclass that overrides it calls it too."""
-        if self.contexts != "training":
-            return self
-        data = recipe.get("data")
-        return self.model_copy(update={"contexts": training_contexts(data) if data else ()})
+        """Resolve `contexts` by the recipe's data. A subclass that overrides it calls it too."""
+        return self.model_copy(update={"contexts": resolve(self.contexts, recipe.get("data"))})
 
     def prompts(self) -> list[Prompt]:
         """What is asked, plainly; the same at every call.
@@ -96,8 +84,7 @@ class Sampled(Eval):
 
     def asked(self) -> list[Prompt]:
         """Every prompt in every context."""
-        contexts = () if self.contexts == "training" else self.contexts
-        return in_contexts(self.prompts(), contexts)
+        return in_contexts(self.prompts(), resolve(self.contexts, None))
 
     def samples_of(self, prompt: Prompt) -> int:
         """Answers to this prompt."""
