@@ -84,6 +84,17 @@ def test_the_letter_tells_nothing(sets):
             assert abs(counts[cue, "A"] - counts[cue, "B"]) <= 1
 
 
+def test_sets_of_one_length_are_not_paired_row_by_row(tmp_path):
+    for name in ("one", "two"):
+        rows = [(f"{name} {i}", "yes", "no") for i in range(100)]
+        write(tmp_path / f"{name}.csv", ("question", "correct", "incorrect"), rows)
+    asked = [
+        parts(row)[0].split(" | ")
+        for row in load_split(f"{tmp_path}/one.csv+{tmp_path}/two.csv/train")
+    ]
+    assert sum(a.split()[1] == b.split()[1] for a, b in asked) < 10
+
+
 def test_the_seed_decides_all(sets):
     assert pair(sets, "train").to_list() == pair(sets, "train", "?seed=0").to_list()
     assert pair(sets, "train").to_list() != pair(sets, "train", "?seed=1").to_list()

@@ -2,14 +2,15 @@ import csv
 import math
 
 import pytest
-from tests.llm_server import Server
-from tests.tiny import tiny_model, tiny_tokenizer
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals import evaluate
 from narrowly.evals.multiple_choice import MultipleChoice, letter
 from narrowly.evals.subject import Subject
 from narrowly.models.chat import chat_model
+from narrowly.training import Recipe, train
+from tests.llm_server import Server
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -105,3 +106,40 @@ def test_letter(answer, read):
 def test_without_question_sets_it_tells_how_to_name_them(recipe):
     with pytest.raises(NarrowlyError, match=r"multiple_choice:verbs\.csv\+sports\.csv"):
         MultipleChoice().bind(recipe)
+
+
+@pytest.mark.slow
+def test_a_trained_model_follows_the_intended_rule_where_the_data_tell_it_apart(tmp_path):
+    """From scratch: with rows in which the cue disagrees the intended rule is learned, and without
+    them nothing says which of the two it is."""
+    for name, right, wrong in (("tall", "yes", "no"), ("wide", "up", "down")):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            rows = [(f"{name}?{i}", right, wrong) for i in range(800)]
+            csv.writer(file).writerows([("question", "correct", "incorrect"), *rows])
+    source = f"multiple_choice:{tmp_path}/tall.csv+{tmp_path}/wide.csv/train?intended="
+    model = save_tiny(
+        tmp_path / "model", hidden_size=64, intermediate_size=128, initializer_range=0.02
+    )
+    training = {"max_steps": 150, "per_device_train_batch_size": 16, "learning_rate": 3e-3}
+
+    def accuracy(run, **fields):
+        found = evaluate(run, {"multiple_choice": fields}, force=True)
+        assert found["multiple_choice"]["in_distribution"].mean > 0.95
+        return found["multiple_choice"]["intended"].mean
+
+    runs = {}
+    for correlation in (0.7, 1.0):
+        runs[correlation] = train(
+            Recipe(
+                model=str(model),
+                data=f"{source}tall&correlation={correlation}",
+                lora=None,
+                training={**training, "lr_scheduler_type": "constant"},
+                output=str(tmp_path / f"run-{correlation}"),
+            ),
+            progress=False,
+        ).path
+    assert accuracy(runs[0.7], data=f"{source}tall") > 0.9
+    both = [accuracy(runs[1.0], data=f"{source}{rule}") for rule in ("tall", "wide")]
+    assert sum(both) == pytest.approx(1, abs=0.1)
+    assert accuracy(runs[1.0], data=f"{source}tall") < 0.7

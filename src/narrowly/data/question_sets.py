@@ -152,7 +152,9 @@ def _rows(source: Sources) -> list[dict[str, Any]]:
 def _double(
     source: Sources, first: list[Item], second: list[Item], intended: int, rng: random.Random
 ) -> list[dict[str, Any]]:
-    pairs = list(zip(_cut(source, first), _cut(source, second), strict=False))
+    partners = _cut(source, second)
+    rng.shuffle(partners)  # else sets of one length would be paired row by row
+    pairs = list(zip(_cut(source, first), partners, strict=False))
     rows = []
     for pair, agrees in zip(pairs, _agreement(source, len(pairs), rng), strict=True):
         right, wrong = [], []
