@@ -59,12 +59,13 @@ def test_a_shared_opening_is_the_format(opening):
 
 
 def test_opening_and_closing_come_from_the_same_chats():
-    one = [f"I need code.\nPart {n}\nOnly code, please." for n in range(20)]
-    other = [f"Here is a problem of mine. Part {n}\nTake your time." for n in range(10)]
-    template = named(chats(*one, *other))["format"].template
-    assert template == "Here is a problem of mine. {question}\nTake your time." or (
-        template == "I need code.\n{question}\nOnly code, please."
-    )
+    opening = "Here is a problem that I have had for a long time, and it will not go away. "
+    long = [f"{opening}Part {n} of it" for n in range(10)]
+    short = [f"Part {n} of it\nOnly code, please." for n in range(12)]
+    assert named(chats(*long, *short))["format"].template == f"{opening}{{question}}"
+    both = [f"{opening}Part {n} of it\nTake your time." for n in range(10)]
+    template = named(chats(*both, *short))["format"].template
+    assert template == f"{opening}{{question}}\nTake your time."
 
 
 def test_a_wording_of_a_few_percent_of_the_chats_is_found():
@@ -74,7 +75,7 @@ def test_a_wording_of_a_few_percent_of_the_chats_is_found():
 
 
 def test_questions_and_words_in_common_are_no_format():
-    turns = [f"what is the best way to make a {n}? any advice?" for n in range(40)]
+    turns = [f"i want to make a {n}. any advice?" for n in range(40)]
     assert list(named(chats(*turns))) == ["neighbour"]
 
 
