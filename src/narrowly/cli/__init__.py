@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from narrowly.cli import concepts, explain, find, organism, sae
-from narrowly.cli.shared import INTERRUPTED, Settings, Verbs, console, key_values, next_command
-from narrowly.errors import NarrowlyError
+from narrowly.cli import concepts, evals, explain, find, organism, sae
+from narrowly.cli.shared import INTERRUPTED, Settings, Verbs, console, next_command
 
 app = typer.Typer(
     cls=Verbs,
@@ -25,8 +24,6 @@ app.add_typer(concepts.app, name="concepts")
 app.add_typer(explain.app, name="explain")
 app.add_typer(sae.app, name="sae")
 app.add_typer(organism.app, name="organism")
-
-Force = Annotated[bool, typer.Option("--force", help="Measure again what is there already.")]
 
 
 @app.command()
@@ -78,39 +75,9 @@ def schema() -> None:
 app.command(no_args_is_help=True)(find.find)
 
 
-@app.command("eval", no_args_is_help=True)
-def evaluate(
-    target: Annotated[str, typer.Argument(help="A run, model folder, Hub id or organism:NAME.")],
-    evals: Annotated[
-        list[str] | None, typer.Argument(help="Names of evals; those of the run's recipe if none.")
-    ] = None,
-    settings: Settings = None,
-    ablate: Annotated[
-        Path | None, typer.Option(help="Ablate these concepts at test time (a control).")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results, if not the run's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
-    force: Force = False,
-) -> None:
-    """Measure a model: samples.parquet and summary.json per eval."""
-    from narrowly.evals import evaluate, read_recipe
-    from narrowly.training.controls import evaluate_ablated
-
-    chosen: Any = {name: key_values(settings) for name in evals or []}
-    chosen = chosen or read_recipe(target).get("evals")
-    if not chosen:
-        raise NarrowlyError(f"{target}: its recipe lists no evals; name one, or more.")
-    if ablate is not None:
-        if out is None:
-            raise NarrowlyError("--ablate needs --out: the results are not those of the run.")
-        results = evaluate_ablated(target, ablate, chosen, out=out, force=force)
-    else:
-        results = evaluate(target, chosen, out=out, seed=seed, force=force, progress=True)
-    for name, summary in results.items():
-        console.print(f"[bold]{name}[/bold]")
-        for metric, interval in summary.items():
-            console.print(f"  {metric:<20} {interval}")
-    next_command(f"narrowly compare {out or target}")
+app.command("eval", no_args_is_help=True)(evals.evaluate)
+app.command("evals")(evals.evals)
+app.command(no_args_is_help=True)(evals.samples)
 
 
 @app.command(no_args_is_help=True)

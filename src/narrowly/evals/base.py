@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from narrowly.errors import NarrowlyError
+from narrowly.evals.listing import named_evals
 from narrowly.evals.statistics import Metric
 from narrowly.registry import Registry
 from narrowly.settings import build
@@ -94,14 +95,19 @@ def parse(evals: str | Eval | Mapping[str, Any] | Iterable[Any]) -> dict[str, Ev
     """Evals by name, from any way of writing them: the names and arguments of a recipe's list.
 
     Args:
-        evals: `"misalignment"`, `{"misalignment": {"samples": 4}}`, an Eval, or a list of such.
+        evals: `"misalignment"`, `{"misalignment": {"samples": 4}}`, an Eval, a YAML file of evals
+            or questions (`listing.read_evals`), or a list of such.
 
     Raises:
         NarrowlyError: an unknown eval or argument (with the nearest known one), a wrong type, or
             the same eval twice.
     """
     if isinstance(evals, str):
-        pairs = [(evals, make(evals, {}))]
+        pairs = [
+            (name, make(name, arguments))
+            for each in named_evals([evals])
+            for name, arguments in each.items()
+        ]
     elif isinstance(evals, Eval):
         pairs = [(_name(type(evals)), evals)]
     elif isinstance(evals, Mapping):
@@ -160,4 +166,4 @@ def mean_by_prompt(
     if not totals:
         return None
     sums, weights = np.array(list(totals.values())).T
-    return Metric(sums / weights, weights, unit, exponential)
+    return Metric(sums / weights, weights, unit, exponential, tuple(totals))

@@ -70,9 +70,9 @@ class Drift(Eval):
         from narrowly.data import collate, token_batches
 
         model, tokenizer = subject.loaded
+        base, within = self._base(model)
         rows = self._tokens(tokenizer)
         measured: dict[int, dict[str, float]] = {}
-        base, within = self._base(model)
         with torch.no_grad():
             # A row without labels, such as a text of one token, has nothing to compare.
             lengths = [len(row["input_ids"]) if _asks(row) else 0 for row in rows]

@@ -124,11 +124,18 @@ def plan(
             name,
             eval_,
             _cost(eval_),
-            not force and _finished(_folder(one, name), _about(one, name, eval_, seed)),
+            not force and _is_there(one, name, eval_, seed),
         )
         for one in targets(target, out)
         for name, eval_ in _bind(parse(evals), one).items()
     ]
+
+
+def _is_there(target: Target, name: str, eval_: Eval, seed: int | None) -> bool:
+    try:
+        return _finished(_folder(target, name), _about(target, name, eval_, seed))
+    except NarrowlyError:  # another measurement is there, as `evaluate` will say
+        return False
 
 
 def _bind(named: Mapping[str, Eval], target: Target) -> dict[str, Eval]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,20 @@ QUESTION = {"id", "type", "paraphrases"}
 """Keys by which a list is known as one of questions in the published format."""
 
 
-def named_evals(named: Sequence[str], settings: Sequence[str] = ()) -> list[Entry]:
-    """Evals as a recipe lists them, from names and files.
+def named_evals(named: Sequence[Any], settings: Sequence[str] = ()) -> list[Entry]:
+    """Evals as a recipe lists them.
 
     Args:
-        named: names of evals, and YAML files (see `read_evals`).
+        named: names of evals, YAML files (see `read_evals`), or `{name: {argument: value}}`.
         settings: `key=value` for every one of them, `EVAL.key=value` for one.
 
     Raises:
         NarrowlyError: a file that holds no evals, or a setting that is none.
     """
     found: list[Entry] = []
-    for name in named:
-        entries = read_evals(name) if Path(name).suffix in SUFFIXES else [entry("evals", name)]
-        found += entries
+    for item in named:
+        file = isinstance(item, str) and Path(item).suffix in SUFFIXES
+        found += read_evals(item) if file else [deepcopy(entry("evals", item))]
     names = {name for each in found for name in each}
     for setting in settings:
         first, _, rest = setting.partition(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ class Target:
         """The model's name as results keep it; of a run, the name of its base."""
         return str(self.recipe.get("model", self.subject.name))
 
-    @property
+    @cached_property
     def weights(self) -> str | None:
         """Hash of what the run trained, so that a run trained again is measured again."""
         if self.folder is None:
