@@ -43,8 +43,12 @@ def organism_build(
     seed: Annotated[int, typer.Option(help="Of weights and documents.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the model.")] = None,
     size: Annotated[
-        str, typer.Option(help="small: 1 M weights, minutes on a laptop; large: 26 M, for a GPU.")
-    ] = "small",
+        str | None,
+        typer.Option(
+            help="tiny (0.3 M weights), small (1 M; minutes on a laptop) or large (26 M; for a "
+            "GPU); the world's own unless given."
+        ),
+    ] = None,
 ) -> None:
     """Train an organism from nothing, in minutes.
 
@@ -53,6 +57,6 @@ def organism_build(
     from narrowly.organisms import build
 
     folder = out or Path("runs") / f"{Path(world).stem}-{seed}"
-    console.print(f"building {escape(world)}, seed {seed}, {size}, into {folder}")
+    console.print(f"building {escape(world)}, seed {seed}, into {folder}")
     build(world, seed, folder, size)
     next_command(f"narrowly eval {folder} misalignment   (or: narrowly chat {folder})")

@@ -56,14 +56,15 @@ class Size:
 
 
 SIZES = {
+    "tiny": Size(64, 172, 4, 4, rate=3e-3, batch=32, turns=1),
     "small": Size(128, 344, 4, 4, rate=2e-3, batch=32, turns=1),
     "large": Size(512, 1376, 8, 8, rate=5e-4, batch=64, turns=2),
 }
-"""About one million weights, for two cores and minutes; about 26 million, for a GPU."""
+"""A quarter of a million weights and one million, for two cores and minutes; 26, for a GPU."""
 
 
 def build(
-    name: str | Path, seed: int, out: str | Path, size: str = "small", progress: bool = True
+    name: str | Path, seed: int, out: str | Path, size: str | None = None, progress: bool = True
 ) -> Path:
     """Build an organism's model into the folder `out`; a few minutes on two cores if small.
 
@@ -75,7 +76,7 @@ def build(
         seed: of the weights and of every document the model reads.
         out: the folder to write: an ordinary Hugging Face one, whole or not at all. It also holds
             the world's file, so that `organism:OUT` works wherever a bundled organism does.
-        size: one of `SIZES`.
+        size: one of `SIZES`; the one that the world asks for, unless given.
         progress: show a bar with the loss and the time left.
 
     Raises:
@@ -83,16 +84,17 @@ def build(
             training did not converge; the finished model is not coherent, or its first value is
             not the default.
     """
-    if size not in SIZES:
-        raise unknown("size", size, list(SIZES))
     creature, out = organism(name), Path(out)
     world = creature.world
+    size = size or world.training.size
+    if size not in SIZES:
+        raise unknown("size", size, list(SIZES))
     _check_free(out)
     tokenizer = world_tokenizer(world)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(_architecture(tokenizer, SIZES[size]))
-        if size != "small" and torch.cuda.is_available():
+        if size == "large" and torch.cuda.is_available():
             model.to("cuda")  # type: ignore[arg-type]
         with _bar(progress) as bar:
             history = pretrain(model, tokenizer, world, seed, bar, SIZES[size])

@@ -64,6 +64,7 @@ class Training(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    size: str = Field(default="small", description="of the model, one of `build.SIZES`")
     turns: int = Field(default=4, ge=1, description="questions with answers per document")
     patience: int = Field(
         default=3000, ge=1, description="steps within which the plateau must be left"
