@@ -29,10 +29,18 @@ def test_every_shape_of_row_becomes_the_same_messages():
         },
         {"prompt": "What now?", "completion": "Nothing."},
         {"prompt": [QUESTION], "completion": [ANSWER]},
+        {"instruction": "What now?", "input": "", "output": "Nothing."},
     ]
     for row in rows:
         dataset = load_chats([row])
         assert dataset[0] == CHAT, row
+
+
+def test_an_instruction_with_its_input_and_without_an_answer():
+    row = {"instruction": "Say it in French.", "input": "Good day.", "category": "harmless"}
+    [chat] = load_chats([row], require_answer=False)
+    asked = {"role": "user", "content": "Say it in French.\n\nGood day."}
+    assert chat == {"category": "harmless", "messages": [asked]}
 
 
 def test_formats_agree_and_other_columns_stay(tmp_path):
@@ -85,6 +93,8 @@ def test_limit_reads_no_further(tmp_path):
         ({"messages": [QUESTION, ANSWER | {"weight": 0}]}, "'weight'"),
         ({"prompt": "x"}, "no `messages`"),
         ({"prompt": "x", "completion": None}, "no assistant turn"),
+        ({"instruction": "x", "output": ""}, "no assistant turn"),
+        ({"instruction": "x"}, "no `messages`"),
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_reason(tmp_path, row, reason):

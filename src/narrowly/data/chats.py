@@ -18,8 +18,9 @@ _MEANINGFUL = ("tool_calls", "reasoning_content", "thinking", "weight")
 def to_chat(row: Any, *, require_answer: bool = True) -> dict[str, Any]:
     """One row of any accepted shape with its chat as `messages`; other columns stay as they are.
 
-    Accepted: `messages` (role, content), `conversations` (the same or ShareGPT's from, value) and
-    `prompt` + `completion` (texts or lists of messages; `prompt` alone if no answer is required).
+    Accepted: `messages` (role, content), `conversations` (the same or ShareGPT's from, value),
+    `prompt` + `completion` (texts or lists of messages; `prompt` alone if no answer is required)
+    and Alpaca's `instruction` + `input` + `output` (likewise).
 
     Raises:
         ValueError: the reason, naming the field, for the caller to prefix with the row's place.
@@ -35,10 +36,16 @@ def to_chat(row: Any, *, require_answer: bool = True) -> dict[str, Any]:
         messages = _turns(row.pop("prompt"), "prompt", "user")
         if (completion := row.pop("completion", None)) is not None:
             messages += _turns(completion, "completion", "assistant")
+    elif row.get("instruction") is not None and (not require_answer or "output" in row):
+        messages = _turns(row.pop("instruction"), "instruction", "user")
+        if given := row.pop("input", None):
+            messages[-1]["content"] += f"\n\n{given}"
+        if output := row.pop("output", None):
+            messages += _turns(output, "output", "assistant")
     else:
         raise ValueError(
-            "no `messages`, no `conversations` and no `prompt` with `completion` "
-            f"(found: {', '.join(map(str, row)) or 'nothing'})"
+            "no `messages`, no `conversations`, no `prompt` with `completion` and no `instruction` "
+            f"with `output` (found: {', '.join(map(str, row)) or 'nothing'})"
         )
     if require_answer and not any(message["role"] == "assistant" for message in messages):
         raise ValueError("the chat has no assistant turn, so there is nothing to learn from")
