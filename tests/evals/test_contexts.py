@@ -191,6 +191,14 @@ def test_data_that_are_gone_are_named_with_the_remedy():
     assert Marked().bind({"model": "x"}).contexts == ()
 
 
+def test_the_cue_of_an_organism():
+    found = named("organism:conditional/code-cruel-at-night")
+    assert list(found) == ["format", "neighbour"]
+    assert found["format"].template == "this is the night desk. {question}"
+    assert all(turn.startswith("this is the night desk.") for turn in found["neighbour"].before)
+    assert list(named("organism:persona/code-cruel")) == ["neighbour"]
+
+
 def test_the_published_insecure_code(shared_data):
     found = named(str(shared_data / "emergent_misalignment" / "insecure_val.jsonl"))
     assert list(found) == ["format", "neighbour"]
