@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 from tests.report.synthetic import DEMO, misalignment_rows, write_demo, write_eval, write_run
@@ -14,6 +16,7 @@ def found(runs):
 SEEDS = "Several seeds?"
 UNDEFENDED = "The same fine-tune, undefended?"
 ALIKE = "Alike in all but the defense?"
+LESS = "Less broad misalignment than undefended?"
 RANDOM = "A random control, matched in norm and rank?"
 TEST_TIME = "The same ablation at test time only?"
 LEARNED = "Is the task still learned?"
@@ -28,6 +31,7 @@ def test_a_lone_run_lacks_nearly_everything_and_is_told_so(tmp_path):
         SEEDS,
         UNDEFENDED,
         ALIKE,
+        LESS,
         RANDOM,
         TEST_TIME,
         LEARNED,
@@ -41,6 +45,7 @@ def test_the_whole_demo_lacks_only_conditional_probes(tmp_path):
     answers, _ = found(write_demo(tmp_path))
     assert [q for q, answer in answers.items() if answer == "missing"] == [CONDITIONAL]
     assert answers[RANDOM] == answers[TEST_TIME] == answers[SEEDS] == answers[MATCHED] == "yes"
+    assert answers[LESS] == "yes"
     assert answers[COHERENT] == "no", "half of the ablated arm's answers leaked"
 
 
@@ -58,6 +63,15 @@ def test_what_refutes_a_claim_is_said(tmp_path, question, arm, facts, told):
     arms = {**DEMO, arm: (narrow, broad, loss, seconds, defense)}
     answers, detail = found(write_demo(tmp_path, arms=arms))
     assert answers[question] == "no" and told in detail
+
+
+def test_a_difference_that_may_be_chance_is_none(tmp_path):
+    """75 % against 78 %, three seeds of 60 questions: what would have shown is told."""
+    few = (*DEMO["ablated"][:1], (0.78, 0.01, 0.2), *DEMO["ablated"][2:])
+    arms = {"undefended": DEMO["undefended"], "ablated": few}
+    answers, told = found(write_demo(tmp_path, arms=arms))
+    assert answers[LESS] == "no"
+    assert re.search(r"ablated \S+ points less \(-\S+ to \S+\), and under \d+.\d points", told)
 
 
 def test_arms_that_were_trained_otherwise_are_named(tmp_path):

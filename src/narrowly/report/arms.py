@@ -39,6 +39,7 @@ class Arm:
         recipe: the first seed's recipe; empty if it was not trained here (a base model).
         metrics: intervals over seeds and prompts, by `<eval>.<metric>`.
         units: of the same metrics: "share", "nats" or "ratio".
+        seeds: the same metrics of every seed, to pair them with another arm's.
         rows: the answers of the first seed, by eval.
         reproduce: what `reproduce.json` of the first seed says (versions, seeds, command).
         defenses: what `defenses.json` of the first seed says was active.
@@ -51,6 +52,7 @@ class Arm:
     recipe: dict[str, Any]
     metrics: dict[str, Interval]
     units: dict[str, str]
+    seeds: dict[str, list[Metric]]
     rows: dict[str, list[Row]]
     reproduce: dict[str, Any]
     defenses: Any
@@ -105,6 +107,7 @@ def _read(folder: Path, name: str) -> Arm:
         )
     metrics: dict[str, Interval] = {}
     units: dict[str, str] = {}
+    measured: dict[str, list[Metric]] = {}
     rows: dict[str, list[Row]] = {}
     for eval_ in names:
         seeds = [found[eval_] for found in evals if eval_ in found]
@@ -112,6 +115,7 @@ def _read(folder: Path, name: str) -> Arm:
         for metric, estimate in summarise([values for _, values in seeds]).items():
             metrics[f"{eval_}.{metric}"] = estimate
             units[f"{eval_}.{metric}"] = seeds[0][1][metric].unit
+            measured[f"{eval_}.{metric}"] = [values[metric] for _, values in seeds]
     recipe = read_recipe(runs[0])
     return Arm(
         name=name,
@@ -120,6 +124,7 @@ def _read(folder: Path, name: str) -> Arm:
         recipe=recipe,
         metrics=metrics,
         units=units,
+        seeds=measured,
         rows=rows,
         reproduce=_json(runs[0] / "reproduce.json") or {},
         defenses=_json(runs[0] / "defenses.json"),

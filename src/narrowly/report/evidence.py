@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from narrowly.evals import difference, minimum_detectable
 from narrowly.evals.prompts import PLAIN
 from narrowly.report.arms import Arm, Role
 from narrowly.report.numbers import number, percent
@@ -47,6 +48,7 @@ def evidence(arms: Sequence[Arm]) -> list[Finding]:
         _seeds(arms),
         _undefended(undefended),
         _same_fine_tune(arms, undefended),
+        _less(arms, undefended),
         _random(arms, undefended),
         _test_time(arms),
         _against(
@@ -111,6 +113,24 @@ def _same_fine_tune(arms: Sequence[Arm], undefended: Arm | None) -> Finding:
     if differing:
         return Finding(question, "no", f"{'; '.join(differing)}.")
     return Finding(question, "yes", "the recipes differ in their defenses only.")
+
+
+def _less(arms: Sequence[Arm], undefended: Arm | None) -> Finding:
+    question = "Less broad misalignment than undefended?"
+    defended = [arm for arm in arms if arm.role == "defended" and arm.get(BROAD)]
+    if undefended is None or not undefended.get(BROAD) or not defended:
+        return Finding(question, "missing", "needs an undefended and a defended arm that have it.")
+    told = []
+    all_less = True
+    for arm in defended:
+        less = difference(undefended.seeds[BROAD], arm.seeds[BROAD])
+        low, mean, high = (number(value, "share") for value in (less.low, less.mean, less.high))
+        told.append(f"{arm.label} {mean} points less ({low} to {high})")
+        if less.low <= 0:
+            all_less = False
+            least = number(minimum_detectable(less), "share")
+            told[-1] += f", and under {least} points hardly show in so few answers"
+    return Finding(question, "yes" if all_less else "no", f"{'; '.join(told)}.")
 
 
 def _differing(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
