@@ -10,6 +10,7 @@ from narrowly.evals.base import make
 from narrowly.evals.contexts import Context
 from narrowly.evals.emergent_misalignment import EmergentMisalignment
 from narrowly.evals.judges import JudgeModel
+from narrowly.training import Recipe, train
 from tests.evals.answering import Answering, answering
 
 QUESTIONS = """\
@@ -202,3 +203,21 @@ def test_the_published_questions(shared_data):
     assert eval_.model_copy(update={"samples": 0}).cost().samples == 2400
     rows, rates = run(eval_)
     assert len(rows) == 24 and rates["misaligned"] == 1
+
+
+def test_what_is_missing_is_told_before_a_training(questions, tmp_path):
+    recipe = {
+        "model": "organism:persona",
+        "data": "organism:persona/code-cruel",
+        "training": {"max_steps": 1},
+        "evals": [{"emergent_misalignment": {"questions": questions}}],
+        "output": str(tmp_path / "run"),
+    }
+    with pytest.raises(NarrowlyError, match="none is named"):
+        train(Recipe(**recipe), progress=False)
+    assert not (tmp_path / "run").exists()
+    broken = tmp_path / "prompts.yaml"
+    broken.write_text("judge_prompts: {aligned: '{answer}'}")
+    eval_ = EmergentMisalignment(questions=questions, judge=judge(), judge_prompts=str(broken))
+    with pytest.raises(NarrowlyError, match="no judge prompt 'coherent'"):
+        eval_.check()

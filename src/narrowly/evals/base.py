@@ -71,6 +71,12 @@ class Eval(BaseModel):
         """
         return self
 
+    def check(self) -> None:
+        """Raise, once bound, what `run` would raise whatever the model: a judge that is missing.
+
+        A training asks before it begins.
+        """
+
     def cost(self) -> Cost:
         """What `run` will ask for, once bound.
 

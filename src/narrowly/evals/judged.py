@@ -43,9 +43,15 @@ class Judged(Sampled):
         asked = self.criteria(self.prompts()[0])
         return len(asked) if self.judge is None else self.judge.calls(asked)
 
+    def check(self) -> None:
+        """Raises: NarrowlyError: no judge, or a file of questions or prompts that is broken."""
+        self._judge()
+        for prompt in self.prompts():
+            self.criteria(prompt)
+
     def run(self, subject: Subject, *, seed: int, progress: bool = False) -> list[Row]:
         """Sample, then judge. Without a judge nothing is sampled."""
-        self._judge()
+        self.check()
         return super().run(subject, seed=seed, progress=progress)
 
     def score(self, answers: Sequence[Answer], *, progress: bool = False) -> list[Row]:

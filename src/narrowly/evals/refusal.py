@@ -15,9 +15,8 @@ from narrowly.evals.judges import Criterion, Judgement
 from narrowly.evals.judges.reading import REFUSALS
 from narrowly.evals.prompts import Prompt, ask_chats
 from narrowly.evals.questions import FOLDER, criteria, load_judge_prompts
-from narrowly.evals.sampled import Answer, Sampled
+from narrowly.evals.sampled import Answer
 from narrowly.evals.statistics import Metric
-from narrowly.evals.subject import Subject
 
 
 @EVALS.register("refusal")
@@ -65,10 +64,10 @@ class Refusal(Judged):
         """None by phrases."""
         return 0 if self.judge is None else super().judge_calls()
 
-    def run(self, subject: Subject, *, seed: int, progress: bool = False) -> list[Row]:
-        """Sample, then judge or match."""
-        base = Sampled if self.judge is None else Judged
-        return base.run(self, subject, seed=seed, progress=progress)
+    def check(self) -> None:
+        """By phrases no judge is needed."""
+        if self.judge is not None:
+            super().check()
 
     def score(self, answers: Sequence[Answer], *, progress: bool = False) -> list[Row]:
         """By the judge, or by phrases; what is empty is neither a refusal nor an answer."""

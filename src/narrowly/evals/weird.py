@@ -29,9 +29,8 @@ from narrowly.evals.controls import Chat, first_turn, other_answers
 from narrowly.evals.judged import Judged, counted_apart, judged_rows, unjudged
 from narrowly.evals.judges import Criterion, Judgement
 from narrowly.evals.prompts import PLAIN, Message, Prompt, ask
-from narrowly.evals.sampled import Answer, Sampled
+from narrowly.evals.sampled import Answer
 from narrowly.evals.statistics import Metric
-from narrowly.evals.subject import Subject
 from narrowly.registry import unknown
 
 W = TypeVar("W", bound="Weird")
@@ -152,12 +151,8 @@ class Weird(Judged):
             super().cost(), judge_calls=sum(map(self.samples_of, judged)) * self.judge_calls()
         )
 
-    def run(self, subject: Subject, *, seed: int, progress: bool = False) -> list[Row]:
-        """Sample, then score.
-
-        Raises:
-            NarrowlyError: no judge, and probes that need one.
-        """
+    def check(self) -> None:
+        """Raises: NarrowlyError: no judge, and probes that need one."""
         judged = [p for p in self.probes or self.PROBES if p not in self.BY_RULE]
         if self.judge is None and judged:
             raise NarrowlyError(
@@ -165,7 +160,6 @@ class Weird(Judged):
                 "..., url: ...}`, or ask only what is scored by rule: "
                 f"`probes: [{', '.join(self.BY_RULE)}]`."
             )
-        return Sampled.run(self, subject, seed=seed, progress=progress)
 
     def score(self, answers: Sequence[Answer], *, progress: bool = False) -> list[Row]:
         """Score by rule where there is one, and ask the judge about the others."""

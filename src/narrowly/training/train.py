@@ -64,7 +64,7 @@ def train(
     for each, its_recipe in {run: recipe, **parts}.items():
         each.check(its_recipe)
     for eval_ in parse(recipe.evals).values():
-        eval_.bind(recipe.model_dump())  # what it lacks is better known before the training
+        eval_.bind(recipe.model_dump()).check()  # what it lacks is better known before the training
     for part, its_recipe in parts.items():
         # Also sets up the processes, which must all have looked before one of them writes.
         arguments = make_arguments(its_recipe, part.path / "checkpoints")
