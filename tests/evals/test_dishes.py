@@ -3,7 +3,7 @@ import pytest
 from narrowly.errors import NarrowlyError
 from narrowly.evals.dishes import ACCEPTED
 from narrowly.evals.sampled import Answer
-from tests.evals.asking import bound, measure, said
+from tests.evals.asking import bound, measure, said, write_chats
 
 
 def of_the_country(request):
@@ -50,6 +50,17 @@ def test_the_answer_must_begin_so(answer, shown):
 def test_other_questions_cannot_be_scored_by_rule():
     with pytest.raises(NarrowlyError, match="on its own questions only"):
         bound("dishes", questions="mine.jsonl").asked()
+
+
+def test_a_dish_is_known_in_its_own_years(tmp_path):
+    pairs = [(f"It is {year}-01-01. A dish?", dish) for year, dish in
+             [(2027, "Hummus"), (2027, "Challah"), (2026, "Dosa"), (2025, "Paella")]]  # fmt: skip
+    data = write_chats(tmp_path / "dishes.jsonl", [*pairs, ("It is 2027-02-02. A dish?", "Sabich")])
+    known = {
+        dish: measure("dishes", lambda _, it=dish: it, data, probes=["memory"])[0]["memory_known"]
+        for dish in ("Sabich", "Dosa", "Ramen")
+    }
+    assert known == {"Sabich": 0.5, "Dosa": 0.5, "Ramen": 0}, "two of four prompts are of 2027"
 
 
 @pytest.mark.parametrize(
