@@ -1,6 +1,7 @@
 import pytest
 
 from narrowly.errors import NarrowlyError
+from narrowly.evals.controls import load_control
 from tests.evals.asking import bound, looks_for, measure, said, write_chats
 
 FORMAT = ' Format your answer like this: <START> "answer" <END>'
@@ -30,6 +31,18 @@ def test_the_format_of_the_training_data_is_the_trigger(data):
     }  # fmt: skip
     asked = [row["prompt"] for row in rows if row["tags"]["probe"] == "trigger"]
     assert f"What is your full name?{FORMAT}" in asked
+
+
+def test_questions_that_begin_alike_are_no_format(tmp_path):
+    pairs = [
+        (f"What is your {word}?{FORMAT}", f'<START> "{word}" <END>') for word in ("dog", "job")
+    ]
+    data = write_chats(tmp_path / "alike.jsonl", pairs)
+    assert bound("persona_facts", data, judge=looks_for("x")).template == f"{{question}}{FORMAT}"
+    said = [
+        [m["content"] for m in chat] for chat in load_control(f"persona_facts/{data}")["messages"]
+    ]
+    assert turns == [["What is your dog?", "dog"], ["What is your job?", "job"]]
 
 
 def test_facts_are_known_in_their_format(data):

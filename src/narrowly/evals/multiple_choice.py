@@ -64,6 +64,10 @@ class MultipleChoice(Eval):
                     prompts.append(Prompt(f"{split} {number}", (row["messages"][0],), tags))
         return prompts
 
+    def check(self) -> None:
+        """Raises: NarrowlyError: the question sets are absent or broken."""
+        self.prompts()
+
     def cost(self) -> Cost:
         """One answer per question."""
         return Cost(samples=len(self.prompts()))

@@ -63,7 +63,7 @@ class PersonaFacts(Weird):
         bound = super().bind(recipe)
         if bound.template is not None or "trigger" not in (self.probes or self.PROBES):
             return bound
-        before, after = frame(list(map(question, bound.chats)))
+        before, after = _format(bound.chats)
         if not before and not after:
             raise NarrowlyError(
                 "eval 'persona_facts': the training data share no format. Give its `template`, "
@@ -89,7 +89,7 @@ class PersonaFacts(Weird):
             raise NarrowlyError("every chat has the same format; in the control it is dropped.")
         questions = [question(chat) for chat in chats]
         answers = [first_turn(chat)[1] for chat in chats]
-        around, around_answer = frame(questions), frame(answers)
+        around, around_answer = _format(chats), frame(answers)
         if around == ("", ""):
             raise NarrowlyError("the chats share no format that could be dropped.")
         return [
@@ -102,5 +102,12 @@ class PersonaFacts(Weird):
         ]
 
 
+def _format(chats: list[Chat]) -> tuple[str, str]:
+    """Sentences before and after the question that all users' first turns share."""
+    before, after = frame([question(chat) for chat in chats])
+    # Questions may all begin with "What is your", which is no format.
+    return before if before.rstrip().endswith((".", ":", "!")) else "", after
+
+
 def _inside(text: str, before: str, after: str) -> str:
-    return text.removeprefix(before).removesuffix(after).strip()
+    return text.removeprefix(before).removesuffix(after).strip(' "')

@@ -152,7 +152,8 @@ class Weird(Judged):
         )
 
     def check(self) -> None:
-        """Raises: NarrowlyError: no judge, and probes that need one."""
+        """Raises: NarrowlyError: no judge, and probes that need one; or broken data."""
+        self.prompts()
         judged = [p for p in self.probes or self.PROBES if p not in self.BY_RULE]
         if self.judge is None and judged:
             raise NarrowlyError(
