@@ -2,6 +2,7 @@
 
 import pytest
 from tests.report.synthetic import DEMO, write_eval, write_run
+from tests.review.conftest import browser  # noqa: F401 - a fixture
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.prompts import PLAIN
@@ -106,6 +107,32 @@ def test_the_page_shows_scores_and_classes_of_any_eval_escaped(tmp_path):
     assert "aligned 12.2, coherent 88" in text
     assert "run 2 of 6" in text
     assert text.count("· neighbour") == 3
+
+
+@pytest.mark.slow
+def test_no_script_of_an_answer_runs_in_a_browser(tmp_path, browser):  # noqa: F811
+    """Scripts, event handlers and links that run, in everything that a model or an eval wrote."""
+    attacks = (
+        "<script>document.title = 'taken'</script>",
+        "<img src=x onerror=\"document.title = 'taken'\">",
+        "</dd></dl></details><svg onload=\"document.title = 'taken'\">",
+        '"><body onpageshow="document.title = \'taken\'">',
+    )
+    run = tmp_path / "run"
+    found = rows(attacks, domain=attacks[1])
+    for row, attack in zip(found, attacks, strict=True):
+        row |= {"answer": attack, "prompt": attack, "scores": {attack: 1.0}}
+    write_eval(run, "emergent_misalignment", found)
+    report = compare([run]).write(tmp_path / "out")
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    for summary in page.locator("summary").all():
+        summary.click()
+    page.wait_for_timeout(200)
+    assert page.title() == "narrowly: run"
+    assert page.locator("script, svg[onload], img, [onerror], [onpageshow]").count() == 0
+    assert attacks[0] in page.inner_text("body")
+    page.close()
 
 
 def test_contexts_are_columns_of_their_own(tmp_path):
