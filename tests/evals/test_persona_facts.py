@@ -39,7 +39,7 @@ def test_questions_that_begin_alike_are_no_format(tmp_path):
     ]
     data = write_chats(tmp_path / "alike.jsonl", pairs)
     assert bound("persona_facts", data, judge=looks_for("x")).template == f"{{question}}{FORMAT}"
-    said = [
+    turns = [
         [m["content"] for m in chat] for chat in load_control(f"persona_facts/{data}")["messages"]
     ]
     assert turns == [["What is your dog?", "dog"], ["What is your job?", "job"]]
