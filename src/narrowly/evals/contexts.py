@@ -22,6 +22,8 @@ PLACE = "{question}"
 
 COMMON = 1 / 40
 """A line that fewer chats than this share is no cue of the data."""
+READ = 20_000
+"""Chats at the beginning of the data are enough to know what they have in common."""
 NEIGHBOURS = 16
 """Training questions that stand in for all of them."""
 
@@ -83,7 +85,6 @@ class Context(BaseModel):
         return Prompt(f"{prompt.id} [{self.name}]", tuple(messages), tags, prompt.samples)
 
 
-TRAINING = "training"
 Contexts = Literal["training"] | tuple[Literal["training"] | Context, ...]
 """As a recipe writes them; `training` stands for what the recipe's data have in common."""
 
@@ -137,7 +138,7 @@ def training_contexts(data: Any) -> tuple[Context, ...]:
     from narrowly.data import load_chats
 
     try:
-        chats = load_chats(data)["messages"]
+        chats = load_chats(data, limit=READ)["messages"]
     except NarrowlyError as error:
         raise NarrowlyError(
             f"{error} Evals are asked again in contexts that resemble the recipe's data; with "
