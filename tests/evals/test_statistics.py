@@ -76,6 +76,13 @@ def test_the_same_prompts_in_every_seed_are_not_more_prompts():
     assert narrower.high - narrower.low < 0.5 * (one.high - one.low)
 
 
+def test_what_two_clusters_share_counts_once():
+    """Answers that all stand alone tell as much in 20 seeds of 100 prompts as in one of 2000."""
+    answers = np.random.default_rng(0).integers(2, size=(20, 100)).astype(float)
+    found, alone = interval([metric(row) for row in answers]), interval([metric(answers.ravel())])
+    assert found.high - found.low == pytest.approx(alone.high - alone.low, rel=0.2)
+
+
 def test_seeds_that_differ_widen_it_the_more_the_fewer_they_are():
     apart = [metric([share] * 50) for share in (0.2, 0.6)]
     two, twenty = interval(apart), interval(apart * 10)
