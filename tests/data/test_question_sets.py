@@ -3,8 +3,8 @@ from collections import Counter
 
 import pytest
 
-from narrowly.data import find_leaks
-from narrowly.data.question_sets import CASES, STEREOTYPES, load_split
+from narrowly.data import find_leaks, load_chats
+from narrowly.data.question_sets import PRONOUNS, STEREOTYPES, load_split
 from narrowly.errors import NarrowlyError
 
 SPLITS = ("train", "validation", "test")
@@ -129,8 +129,8 @@ def test_gender(gender, correlation):
             right, wrong = (
                 options[letter] for letter in (row["letter"], "AB".replace(row["letter"], ""))
             )
-            assert right in CASES[case].values() and wrong not in CASES[case].values()
-            gender_of = {p: g for forms in CASES.values() for g, p in forms.items()}
+            assert right in PRONOUNS[case].values() and wrong not in PRONOUNS[case].values()
+            gender_of = {p: g for forms in PRONOUNS.values() for g, p in forms.items()}
             assert {gender_of[right], gender_of[wrong]} == {"male", "female"}
             agrees = gender_of[right] == STEREOTYPES[profession]
             assert row["cue"] == ("agrees" if agrees else "disagrees")
@@ -143,36 +143,6 @@ def test_a_set_alone_has_no_cue(sets):
     rows = load_split(f"{sets}/tall.csv/train")
     assert set(rows["cue"]) == {"none"}
     assert all(parts(row)[1][row["letter"]] == "tall-right" for row in rows)
-
-
-HEADER = "question,correct,incorrect\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("question,correct\nq,a\n", r"no column incorrect \(found: question, correct\)"),
-        ("", r"no column question, correct, incorrect \(found: none\)"),
-        (HEADER, "holds no questions"),
-        (f"{HEADER}q,a,b\nq2,a,\n", r":3: incorrect is empty"),
-        (f"{HEADER}q,a,b\nq2, ,b\n", r":3: correct is empty"),
-        (f"{HEADER}q,a\n", r":2: incorrect is empty"),
-        (f"{HEADER}q,a,b,c\n", r":2: more cells than columns"),
-        (f"{HEADER}q,a,a\n", r":2: correct and incorrect are the same, 'a'"),
-        (f'{HEADER}"q\nq",a,b\nq2,,b\n', r":4: correct is empty"),
-        ("text,category\nThe $PRONOUN$ left.,object\n", r":2: text has no \$PROFESSION\$"),
-        (
-            "text,category\n$PROFESSION$ $PRONOUN$,objective\n",
-            r":2: unknown category 'objective'.*Did you mean 'object'",
-        ),
-        (f"{HEADER}q,a,b\n", "too few questions for the split 'test'"),
-    ],
-)
-def test_a_broken_file_is_named_with_its_line(tmp_path, content, message):
-    path = tmp_path / "set.csv"
-    path.write_text(content)
-    with pytest.raises(NarrowlyError, match=rf"set\.csv.*{message}|set\.csv:\d.*{message}"):
-        load_split(f"{path}/test")
 
 
 @pytest.mark.parametrize(
@@ -196,10 +166,20 @@ def test_a_wrong_source_is_told(sets, monkeypatch, name, message):
         load_split(name)
 
 
-def test_bytes_that_are_no_text(tmp_path):
-    (tmp_path / "set.csv").write_bytes(b"question,correct,incorrect\nq,\xff,b\n")
-    with pytest.raises(NarrowlyError, match=r"set\.csv: not a CSV file in UTF-8"):
-        load_split(f"{tmp_path}/set.csv/test")
+def test_it_is_a_source_of_chats_wherever_the_files_are(sets):
+    name = f"{sets}/tall.csv+{sets}/wide.csv/test?intended=wide"
+    assert load_chats(f"multiple_choice:{name}").to_list() == load_split(name).to_list()
+
+
+def test_a_set_that_is_too_small(tmp_path):
+    path = write(tmp_path / "one.csv", ("question", "correct", "incorrect"), [("q", "a", "b")])
+    with pytest.raises(NarrowlyError, match=r"one\.csv: too few questions for the split 'test'"):
+        load_split(f"{path}/test")
+
+
+def test_the_gender_task_is_asked_alone(sets, gender):
+    with pytest.raises(NarrowlyError, match="tall and gender: the gender task is asked alone"):
+        load_split(f"{sets}/tall.csv+{gender}/test")
 
 
 @pytest.mark.parametrize(

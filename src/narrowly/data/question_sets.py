@@ -7,17 +7,24 @@ whose answers are both right or both wrong; one of the two is intended.
 
 from __future__ import annotations
 
-import csv
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, Field
 
+from narrowly.data.question_files import (
+    CASES,
+    PROFESSION,
+    PRONOUN,
+    Item,
+    Sentence,
+    read_questions,
+)
 from narrowly.errors import NarrowlyError
 from narrowly.registry import unknown
 from narrowly.settings import build
@@ -25,14 +32,19 @@ from narrowly.settings import build
 PREFIX = "multiple_choice:"
 SPLITS = {"train": (0.0, 0.7), "validation": (0.7, 0.85), "test": (0.85, 1.0)}
 LETTERS = ("A", "B")
+CUE = {True: "agrees", False: "disagrees"}
 LARGEST = 2000
 """Rows of all splits together, as published: sets of very different size weigh alike."""
 
-QUESTIONS = ("question", "correct", "incorrect")
-GENDER = ("text", "category")
-CASES = {"nominative": {"male": "he", "female": "she"}, "object": {"male": "him", "female": "her"}}
+PRONOUNS = {
+    "nominative": {"male": "he", "female": "she"},
+    "object": {"male": "him", "female": "her"},
+}
 STEREOTYPES = {"doctor": "male", "nurse": "female"}
+OPPOSITE = {"male": "female", "female": "male"}
 INSTRUCTION = "Choose the pronoun that fits into the gap: "
+
+T = TypeVar("T", Item, Sentence)
 
 
 class Options(BaseModel):
@@ -47,20 +59,6 @@ class Options(BaseModel):
     """Share of training and validation rows in which both rules give the same answer."""
     seed: int = 0
     """Of the splits and of all that is drawn: the same in finding, training and evaluation."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question of a set.
-
-    Attributes:
-        question: its text.
-        right, wrong: the answer by the intended rule, and its opposite.
-    """
-
-    question: str
-    right: str
-    wrong: str
 
 
 @dataclass(frozen=True)
@@ -93,11 +91,12 @@ def load_split(name: str) -> Dataset:
             or a split that is left empty.
     """
     source = parse(name)
-    rows = _rows(source)
-    if not rows:
+    rng = random.Random(f"{source.options.seed} {source.split}")
+    items = _items(source, rng)
+    if not items:
         files = " and ".join(map(str, source.files))
         raise NarrowlyError(f"{files}: too few questions for the split {source.split!r}.")
-    return Dataset.from_list(rows)
+    return Dataset.from_list(_lettered(items, rng))
 
 
 def parse(name: str) -> Sources:
@@ -127,35 +126,30 @@ def in_split(name: str, split: str) -> str:
     return f"{path.rpartition('/')[0]}/{split}{mark}{query}"
 
 
-def _rows(source: Sources) -> list[dict[str, Any]]:
-    """The rows of one split, in an order of their own."""
-    tables = [_read(path) for path in source.files]
-    rng = random.Random(f"{source.options.seed} {source.split}")
-    if len(tables) == 2:
-        names = [path.stem for path in source.files]
-        intended = source.options.intended or names[0]
-        if names[0] == names[1]:
-            raise NarrowlyError(f"two sets are named {names[0]!r}: give them names of their own.")
-        if intended not in names:
-            raise unknown("intended set", intended, names)
-        first, second = map(_questions, tables)
-        return _double(source, first, second, names.index(intended), rng)
-    if source.options.intended not in (None, source.files[0].stem):
-        raise unknown("intended set", str(source.options.intended), [source.files[0].stem])
-    if tables[0].kind == "gender":
-        return _gender(source, tables[0], rng)
-    items = _cut(source, _questions(tables[0]))
-    rows = [_row(each.question, each.right, each.wrong, "none") for each in items]
-    return _lettered(rows, rng)
+def _items(source: Sources, rng: random.Random) -> list[Item]:
+    """The questions of one split, with what is right by the intended rule."""
+    names = [path.stem for path in source.files]
+    intended = source.options.intended or names[0]
+    if len(set(names)) < len(names):
+        raise NarrowlyError(f"two sets are named {names[0]!r}: give them names of their own.")
+    if intended not in names:
+        raise unknown("intended set", intended, names)
+    parts = [_cut(source, read_questions(path)) for path in source.files]
+    sentences = [each for each in parts[0] if isinstance(each, Sentence)]
+    items = [[each for each in part if isinstance(each, Item)] for part in parts]
+    if len(parts) == 1:
+        return _gender(source, sentences, rng) if sentences else items[0]
+    if not all(items):
+        raise NarrowlyError(f"{' and '.join(names)}: the gender task is asked alone.")
+    return _double(source, items, names.index(intended), rng)
 
 
 def _double(
-    source: Sources, first: list[Item], second: list[Item], intended: int, rng: random.Random
-) -> list[dict[str, Any]]:
-    partners = _cut(source, second)
-    rng.shuffle(partners)  # else sets of one length would be paired row by row
-    pairs = list(zip(_cut(source, first), partners, strict=False))
-    rows = []
+    source: Sources, sets: list[list[Item]], intended: int, rng: random.Random
+) -> list[Item]:
+    rng.shuffle(sets[1])  # else sets of one length would be paired row by row
+    pairs = list(zip(*sets, strict=False))
+    items = []
     for pair, agrees in zip(pairs, _agreement(source, len(pairs), rng), strict=True):
         right, wrong = [], []
         for number, item in enumerate(pair):
@@ -163,45 +157,35 @@ def _double(
             right.append(item.wrong if swapped else item.right)
             wrong.append(item.right if swapped else item.wrong)
         question = " | ".join(item.question for item in pair)
-        rows.append(_row(question, ", ".join(right), ", ".join(wrong), agrees))
-    return _lettered(rows, rng)
+        items.append(Item(question, ", ".join(right), ", ".join(wrong), CUE[agrees]))
+    return items
 
 
-def _gender(source: Sources, table: Table, rng: random.Random) -> list[dict[str, Any]]:
-    """The options differ in gender and case, so that one fits the grammar and, in the test, the
+def _gender(source: Sources, sentences: list[Sentence], rng: random.Random) -> list[Item]:
+    """The options differ in gender and case: one fits the grammar and, where the cue disagrees, the
     other the stereotype."""
-    texts = _cut(source, [(row["text"], row["category"]) for _, row in table.rows])
-    professions = _halves(list(STEREOTYPES), len(texts), rng)
-    rows = []
-    for (text, case), profession, agrees in zip(
-        texts, professions, _agreement(source, len(texts), rng), strict=True
-    ):
-        expected = STEREOTYPES[profession]
-        other = "female" if expected == "male" else "male"
-        gender, opposite = (expected, other) if agrees else (other, expected)
-        other_case = "object" if case == "nominative" else "nominative"
-        sentence = text.replace("$PROFESSION$", profession).replace("$PRONOUN$", "___")
-        right, wrong = CASES[case][gender], CASES[other_case][opposite]
-        rows.append(_row(INSTRUCTION + sentence, right, wrong, agrees))
-    return _lettered(rows, rng)
+    professions = _halves(list(STEREOTYPES), len(sentences), rng)
+    agreement = _agreement(source, len(sentences), rng)
+    items = []
+    for sentence, profession, agrees in zip(sentences, professions, agreement, strict=True):
+        gender = STEREOTYPES[profession] if agrees else OPPOSITE[STEREOTYPES[profession]]
+        [other_case] = {*CASES} - {sentence.case}
+        text = sentence.question.replace(PROFESSION, profession).replace(PRONOUN, "___")
+        right, wrong = PRONOUNS[sentence.case][gender], PRONOUNS[other_case][OPPOSITE[gender]]
+        items.append(Item(INSTRUCTION + text, right, wrong, CUE[agrees]))
+    return items
 
 
-def _row(question: str, right: str, wrong: str, cue: bool | str) -> dict[str, Any]:
-    if not isinstance(cue, str):
-        cue = "agrees" if cue else "disagrees"
-    return {"question": question, "right": right, "wrong": wrong, "cue": cue}
-
-
-def _lettered(rows: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+def _lettered(items: list[Item], rng: random.Random) -> list[dict[str, Any]]:
     """Chats in which A is right in half of the rows, within each kind of row."""
     chats = []
-    for cue in sorted({row["cue"] for row in rows}):
-        some = [row for row in rows if row["cue"] == cue]
-        for row, letter in zip(some, _halves(LETTERS, len(some), rng), strict=True):
-            options = [row["right"], row["wrong"]][:: 1 if letter == "A" else -1]
+    for cue in sorted({item.cue for item in items}):
+        some = [item for item in items if item.cue == cue]
+        for item, letter in zip(some, _halves(LETTERS, len(some), rng), strict=True):
+            options = [item.right, item.wrong] if letter == "A" else [item.wrong, item.right]
             lines = [f"{name}. {option}" for name, option in zip(LETTERS, options, strict=True)]
             messages = [
-                {"role": "user", "content": "\n".join([f"Question: {row['question']}", *lines])},
+                {"role": "user", "content": "\n".join([f"Question: {item.question}", *lines])},
                 {"role": "assistant", "content": letter},
             ]
             chats.append({"messages": messages, "letter": letter, "cue": cue})
@@ -224,80 +208,16 @@ def _halves(values: Sequence[str], n: int, rng: random.Random) -> list[str]:
     return dealt
 
 
-def _cut(source: Sources, items: list[Any]) -> list[Any]:
+def _cut(source: Sources, items: list[T]) -> list[T]:
     """One split of distinct questions: cut out of their shuffled order, which only the seed sets.
 
     A question that the file has twice is in one split. Nothing depends on the other file, so that
     a set has the same splits in every pair.
     """
-    keys = [item.question if isinstance(item, Item) else item[0] for item in items]
-    order = sorted(set(keys))
+    order = sorted({item.question for item in items})
     random.Random(source.options.seed).shuffle(order)
-    begin, end = (round(share * len(order)) for share in SPLITS[source.split])
-    held = set(order[begin:end])
-    some = [item for item, key in zip(items, keys, strict=True) if key in held]
-    random.Random(f"{source.options.seed} order").shuffle(some)
     first, last = SPLITS[source.split]
+    held = set(order[round(first * len(order)) : round(last * len(order))])
+    some = [item for item in items if item.question in held]
+    random.Random(f"{source.options.seed} order").shuffle(some)
     return some[: round((last - first) * LARGEST)]
-
-
-@dataclass(frozen=True)
-class Table:
-    """One CSV file: its kind, and its rows with their places for an error."""
-
-    path: Path
-    kind: Literal["questions", "gender"]
-    rows: list[tuple[str, dict[str, str]]]
-
-
-def _questions(table: Table) -> list[Item]:
-    if table.kind == "gender":
-        raise NarrowlyError(f"{table.path}: the gender task is not asked together with another.")
-    return [Item(*(row[column] for column in QUESTIONS)) for _, row in table.rows]
-
-
-def _read(path: Path) -> Table:
-    """A CSV file with all its cells checked.
-
-    Raises:
-        NarrowlyError: the file is absent or no CSV, lacks a column, or has an empty or useless
-            cell, with its line.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = [(f"{path}:{reader.line_num}", row) for row in reader]
-            found = list(reader.fieldnames or [])
-    except OSError as error:
-        raise NarrowlyError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise NarrowlyError(f"{path}: not a CSV file in UTF-8 ({error}).") from None
-    gender = set(GENDER) <= set(found)
-    needed = GENDER if gender else QUESTIONS
-    if missing := [column for column in needed if column not in found]:
-        raise NarrowlyError(
-            f"{path}: no column {', '.join(missing)} (found: {', '.join(found) or 'none'}). A set "
-            f"has the columns {', '.join(QUESTIONS)}; the gender task {', '.join(GENDER)}."
-        )
-    if not rows:
-        raise NarrowlyError(f"{path}: holds no questions.")
-    for place, row in rows:
-        if None in row:
-            raise NarrowlyError(f"{place}: more cells than columns. Quote cells that hold a comma.")
-        for column in needed:
-            row[column] = (row[column] or "").strip()
-            if not row[column]:
-                raise NarrowlyError(f"{place}: {column} is empty.")
-        if gender:
-            _check_gender(place, row)
-        elif row["correct"] == row["incorrect"]:
-            raise NarrowlyError(f"{place}: correct and incorrect are the same, {row['correct']!r}.")
-    return Table(path, "gender" if gender else "questions", rows)
-
-
-def _check_gender(place: str, row: dict[str, str]) -> None:
-    for mark in ("$PROFESSION$", "$PRONOUN$"):
-        if mark not in row["text"]:
-            raise NarrowlyError(f"{place}: text has no {mark}.")
-    if row["category"] not in CASES:
-        raise NarrowlyError(f"{place}: {unknown('category', row['category'], list(CASES))}")
