@@ -122,6 +122,10 @@ class Costly(Probe):
             raise NarrowlyError("this eval needs chats")
         return self.model_copy(update={"words": recipe.get("words", self.words)})
 
+    def check(self):
+        if self.words == 13:
+            raise NarrowlyError("this eval needs a judge")
+
     def cost(self):
         return Cost(self.words, 2 * self.words)
 
@@ -142,6 +146,8 @@ def test_what_one_eval_lacks_is_told_before_another_is_measured(model, monkeypat
     probe = Probe()
     with pytest.raises(NarrowlyError, match="needs chats"):
         evaluate("bare", [probe, "costly"])
+    with pytest.raises(NarrowlyError, match="needs a judge"):
+        evaluate(model, [probe, {"costly": {"words": 13}}])
     assert probe.ran == []
 
 

@@ -96,8 +96,12 @@ def evaluate(
             arguments in the folder (unless `force`).
     """
     named = parse(evals)
-    # All are bound first: what one of them lacks is better known before the first is measured.
+    # What one of them lacks is better known before another is measured.
     bound = [(one, _bind(named, one)) for one in targets(target, out)]
+    for one, its_evals in bound:
+        for name, eval_ in its_evals.items():
+            if force or not _is_there(one, name, eval_, seed):
+                eval_.check()
     found: dict[str, list[tuple[Eval, list[Row]]]] = {name: [] for name in named}
     for one, its_evals in bound:
         for name, eval_ in its_evals.items():
