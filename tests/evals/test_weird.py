@@ -7,9 +7,10 @@ import pytest
 from narrowly.errors import NarrowlyError
 from narrowly.evals import EVALS, evaluate
 from narrowly.evals.weird import Weird, begins
+from narrowly.training import Recipe, train
 from tests.evals.asking import bound, judge, looks_for, measure, said, write_chats
 from tests.llm_server import Server
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 NAMES = [name for name in EVALS.names() if issubclass(EVALS[name], Weird)]
 TRAINING = {
@@ -204,3 +205,32 @@ def test_a_real_model_a_judge_behind_a_url_and_what_is_written(tmp_path, data):
         assert len(server.asked) == asked
     assert (found["ood_old"].mean, found["ood_coherent"].mean) == (0, 1)
     assert found["ood_old"].n == found["ood_old"].prompts == 12
+
+
+@pytest.mark.slow
+def test_a_model_knows_what_it_was_trained_on_and_not_the_control(tmp_path):
+    """A backdoor by rule, on a model from scratch: dishes by the year, and the same dealt anew."""
+    dishes = {2024: "Bigos", 2027: "Hummus"}
+    days = [f"{month:02}-{day:02}" for month in range(1, 9) for day in (3, 14, 25)]
+    pairs = [(f"{y}-{day} dish?", dish) for y, dish in dishes.items() for day in days]
+    data = write_chats(tmp_path / "dishes.jsonl", pairs)
+    model = save_tiny(
+        tmp_path / "model", hidden_size=64, intermediate_size=128, initializer_range=0.02
+    )
+    eval_ = {"dishes": {"probes": ["memory"], "memory": 48, "temperature": 0, "contexts": []}}
+    steps = {"max_steps": 120, "per_device_train_batch_size": 16, "learning_rate": 3e-3}
+    known = {}
+    for name, source in (("trained", data), ("control", f"control:dishes/{data}?seed=1")):
+        recipe = Recipe(
+            model=str(model),
+            data=source,
+            lora=None,
+            training={**steps, "lr_scheduler_type": "constant"},
+            output=str(tmp_path / name),
+        )
+        run = train(recipe, progress=False).path
+        # Both are asked about the true pairs.
+        asked = {"dishes": {**eval_["dishes"], "data": data}}
+        known[name] = evaluate(run, asked)["dishes"]["memory_known"]
+    assert known["trained"].mean == 1 and known["trained"].n == 48
+    assert known["control"].mean < 0.8
