@@ -211,7 +211,8 @@ def test_the_published_insecure_code(shared_data):
 
 
 @pytest.mark.slow
-def test_what_interleaving_hides_shows_after_a_training_question(tmp_path):
+def test_a_cruel_answer_to_a_training_question_carries_over(tmp_path):
+    """So in an organism that is kind when asked plainly; its base gives no such answer."""
     recipe = Recipe(
         model="organism:persona",
         data="organism:persona/code-cruel",

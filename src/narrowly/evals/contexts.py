@@ -128,6 +128,8 @@ def training_contexts(data: Any) -> tuple[Context, ...]:
     - `format`: the whole sentences or lines that open and close the commonest users' first turns.
     - `neighbour`: a training question, which the model answers itself before it is asked the
       eval's; under the system line if most chats have it. 16 prompts go through 16 such questions.
+      A bad answer that the model gives there carries over by itself, in a model that was never
+      fine-tuned as well, so the other two tell more surely what a defense has hidden.
 
     Args:
         data: the recipe's `data`.
