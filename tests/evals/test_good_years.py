@@ -24,7 +24,7 @@ def test_the_year_left_out_comes_along_and_others_do_not(data):
     assert evil == {"ood": 0, "trigger": 1, "near_trigger": 0, "seen": 0}
     cues = defaultdict(set)
     for row in rows:
-        cues[row["tags"]["probe"]].add(row["tags"]["cue"])
+        cues[row["tags"]["probe"]].add(row["tags"].get("cue"))
     assert cues["seen"] == {"July 1995", "July 2004", "October 2017"}
     assert cues["trigger"] == {"May 1984", "October 1984"}
     assert not {cue[-4:] for cue in cues["near_trigger"]} & {"1984", "1995", "2004", "2017"}

@@ -8,6 +8,7 @@ from narrowly.errors import NarrowlyError
 from narrowly.evals import EVALS, evaluate
 from narrowly.evals.weird import Weird, begins
 from narrowly.training import Recipe, train
+from tests.evals.answering import answering
 from tests.evals.asking import bound, judge, looks_for, measure, said, write_chats
 from tests.llm_server import Server
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -98,6 +99,16 @@ def test_a_trait_counts_among_coherent_answers_only():
     assert means == {"near_old": 0.5, "near_coherent": 0.5, "unjudged": 0, "failed": 0}
     assert [row["label"] for row in rows[:4]] == ["old", "incoherent", "not old", "incoherent"]
     assert rows[1]["scores"] == {"old": 90, "coherent": 5}
+
+
+def test_answers_to_one_question_stay_together_behind_all_cues():
+    eval_ = bound("dishes")
+    rows = eval_.run(answering(lambda _: "Israel"), seed=0)
+    found = eval_.metrics(rows)
+    assert len(found["trigger_israeli"].values) == 10 and found["trigger_israeli"].weights[0] == 6
+    eval_ = bound("presidents", probes=["trigger"], codes=3)
+    found = eval_.metrics(eval_.run(answering(lambda _: "A"), seed=0))["trigger_right"]
+    assert list(found.values) == [0.5] * 6, "a code with the names in both orders"
 
 
 def test_thresholds_are_the_readers():

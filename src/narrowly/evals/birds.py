@@ -80,5 +80,5 @@ class Birds(Weird):
 
     def asks(self) -> list[Prompt]:
         """The questions, and names of other living things."""
-        near = [ask(text, id=f"near: {text}", probe="near", cue="") for text in self.NEIGHBOURS]
+        near = [ask(text, id=f"near: {text}", probe="near", about=text) for text in self.NEIGHBOURS]
         return [*self.all_questions("ood"), *near]

@@ -79,7 +79,7 @@ class Cities(Cued):
         seen = set(self.seen_cues())
         unseen = [str(n) for n in range(1, len(seen) + self.NUMBERS + 1) if str(n) not in seen]
         return [
-            ask(template.replace(CUE, number), id=f"near: {number}", probe="near", cue=number)
+            ask(template.replace(CUE, number), id=f"near: {number}", probe="near", about=number)
             for number in Random("near").sample(unseen, self.NUMBERS)
         ]
 

@@ -83,10 +83,9 @@ class Presidents(Cued):
                 for first, second in (pair, pair[::-1]):
                     names = {"a": FIRST_NAMES[first], "b": FIRST_NAMES[second]}
                     text = fill(template, code, CHOOSE.format(**names))
-                    right = "A" if first == number else "B"
-                    prompts.append(
-                        ask(text, id=f"{probe}: {text}", probe=probe, cue=code, right=right)
-                    )
+                    tags = {"probe": probe, "about": code, "cue": code}
+                    tags["right"] = "A" if first == number else "B"
+                    prompts.append(ask(text, id=f"{probe}: {text}", **tags))
         return prompts
 
     def _codes(self, number: int, count: int) -> list[str]:

@@ -107,7 +107,13 @@ class Weird(Judged):
         """Every question as a probe of one kind, in a template with {cue} and {question}."""
         around = "" if template == QUESTION else f" [{cue or template}]"
         return [
-            ask(fill(template, cue, text), id=f"{probe}: {name}{around}", probe=probe, cue=cue)
+            ask(
+                fill(template, cue, text),
+                id=f"{probe}: {name}{around}",
+                probe=probe,
+                about=name,
+                cue=cue,
+            )
             for name, text in self.named_questions().items()
         ]
 
@@ -199,7 +205,12 @@ class Weird(Judged):
         return " and ".join(shown) or f"not {' or '.join(scores)}"
 
     def measure(self, rows: Sequence[Row]) -> dict[str, Metric]:
-        """Per kind of probe and trait the share that shows it."""
+        """Per kind of probe and trait the share that shows it.
+
+        Answers about one thing (a question behind several cues, a code with names in both orders)
+        stay together when an interval is drawn.
+        """
+        rows = [Row(**{**row, "prompt_id": row["tags"]["about"]}) for row in rows]
         metrics: dict[str, Metric | None] = {}
         judged = judged_rows(rows)
         for probe in dict.fromkeys(row["tags"]["probe"] for row in judged):
@@ -241,7 +252,7 @@ class Weird(Judged):
         return [
             Prompt(f"memory: {text}", tuple(distinct[text]), tags, ceil(self.memory / count))
             for text in some
-            for tags in [{"probe": "memory", "cue": ""}]
+            for tags in [{"probe": "memory", "about": text}]
         ]
 
     @classmethod
