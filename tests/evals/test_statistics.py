@@ -140,6 +140,8 @@ def test_what_cannot_be_averaged_is_refused(measure):
         measure([metric([])])
     with pytest.raises(NarrowlyError, match="positive weight"):
         measure([metric([1.0], [0.0])])
+    with pytest.raises(NarrowlyError, match="must name its unit"):
+        measure([metric([85.0])])
 
 
 # --- two arms

@@ -70,8 +70,8 @@ def check(seeds: Sequence[Metric]) -> None:
     """That the metrics of an arm can be averaged.
 
     Raises:
-        NarrowlyError: nothing to average, a value that is not finite or a weight that is not
-            positive: such rows must be counted as a class of their own, not averaged.
+        NarrowlyError: nothing to average, a value that is not finite, a share that is none, or a
+            weight that is not positive. What has no value is counted as a class of its own.
     """
     if not seeds:
         raise NarrowlyError("no run to average over.")
@@ -84,6 +84,9 @@ def check(seeds: Sequence[Metric]) -> None:
                 f"prompt {index} has the value {metric.values[index]}: a metric of values that "
                 "are not finite is none. Did the fine-tune diverge (loss nan in metrics.jsonl)?"
             )
+        # A mean of ones may be rounded to a little more.
+        if metric.unit == "share" and np.abs(metric.values - 0.5).max() > 0.5 + 1e-9:
+            raise NarrowlyError("a share lies between 0 and 1: another metric must name its unit.")
         if not (np.isfinite(metric.weights) & (metric.weights > 0)).all():
             raise NarrowlyError("every prompt of a metric needs a positive weight.")
 
