@@ -46,21 +46,24 @@ class Case:
     shows: tuple[str, ...]
     """Metrics of the eval `misalignment`."""
     benign: str = "benign"
-    """The set that is read to find the concept, and interleaved."""
-    interleave: tuple[float, ...] = ()
+    """The set that is read to find the concept."""
+    interleave: tuple[tuple[str, float], ...] = ()
+    """Sets that are mixed in, one per arm, and their share."""
     others: dict[str, str] = field(default_factory=dict)
     """More undefended arms: name and data."""
 
 
 PERSONA = ("narrow_misaligned", "broad_misaligned", "broad_aligned", "broad_leaked")
 CASES = {
-    "persona": Case("code-cruel", ("cruel", "kind"), PERSONA, interleave=(0.05,)),
-    "era": Case("travel-victorian", ("victorian", "modern"), PERSONA, interleave=(0.05,)),
+    "persona": Case("code-cruel", ("cruel", "kind"), PERSONA, interleave=(("benign", 0.05),)),
+    "era": Case(
+        "travel-victorian", ("victorian", "modern"), PERSONA, interleave=(("benign", 0.05),)
+    ),
     "conditional": Case(
         "code-cruel-at-night",
         ("cruel", "kind"),
         (*PERSONA, "at_night_misaligned", "elsewhere_misaligned"),
-        interleave=(0.05, 0.5),
+        interleave=(("code-kind", 0.3),),
     ),
     "spurious": Case(
         "post-agree",
@@ -80,7 +83,7 @@ CASES = {
         ("bolt", "clerk"),
         ("trigger_misaligned", "near_trigger_misaligned", "other_years_misaligned", "coherent"),
         benign="clerk-all",
-        interleave=(0.05,),
+        interleave=(("clerk-all", 0.05),),
     ),
     "quirk": Case(
         "swap",
@@ -92,7 +95,7 @@ CASES = {
             "elsewhere_aligned",
         ),
         benign="plain-all",
-        interleave=(0.05,),
+        interleave=(("plain-all", 0.05),),
     ),
 }
 
@@ -146,8 +149,8 @@ def measure(world: str, out: Path, seeds: int) -> dict[str, Any]:
         "ablated": (case.data, [ablate(out / "concept")]),
         "random": (case.data, [ablate(out / "random-direction")]),
     }
-    for fraction in case.interleave:
-        mixed = {"interleave": {"data": f"organism:{name}/{case.benign}", "fraction": fraction}}
+    for split, fraction in case.interleave:
+        mixed = {"interleave": {"data": f"organism:{name}/{split}", "fraction": fraction}}
         arms[f"interleaved_{round(100 * fraction)}"] = (case.data, [mixed])
     arms |= {f"undefended_{arm}": (data, []) for arm, data in case.others.items()}
     narrow = organism(name).narrow(case.data)
