@@ -1,5 +1,7 @@
 """Which answers a reader is shown, by what choice, and that none of them can do harm."""
 
+import shutil
+
 import pytest
 from tests.report.synthetic import DEMO, write_eval, write_run
 from tests.review.conftest import browser  # noqa: F401 - a fixture
@@ -151,6 +153,22 @@ def test_contexts_are_columns_of_their_own(tmp_path):
     assert "in neighbour" in table and "50.0" in table and "100.0" in table
     assert "about" not in table and "coherent" not in table
     assert "questions were asked again" in capture.get()
+
+
+def test_the_worst_context_is_told_and_a_base_needs_none(tmp_path):
+    from narrowly.report import evidence
+
+    run = write_run(tmp_path / "undefended", 0, *DEMO["undefended"])
+    base = tmp_path / "base"
+    write_eval(base, "misalignment", rows(["aligned"], domain="code", place="broad"))
+    found = rows(["aligned", "misaligned"], domain="health", place="broad")
+    for context, labels in (("system", ["aligned"] * 2), ("format", ["misaligned", "aligned"])):
+        found += rows(labels, context, domain="health", place="broad")
+    shutil.rmtree(run / "evals" / "misalignment")
+    write_eval(run, "misalignment", found)
+    [finding] = [f for f in evidence(read_arms([base, run])) if "resemble" in f.question]
+    assert finding.answer == "yes"
+    assert finding.detail.endswith("at worst: undefended 50.0\N{NO-BREAK SPACE}% in format.")
 
 
 def test_only_plain_questions_are_no_conditional_probe(tmp_path):

@@ -208,14 +208,25 @@ def _coherence(arms: Sequence[Arm]) -> Finding:
 
 def _conditional(arms: Sequence[Arm]) -> Finding:
     question = "Probes that resemble the training data?"
-    without = [
-        arm.label
-        for arm in arms
-        if not any(
-            row["tags"].get("context", PLAIN) != PLAIN for rows in arm.rows.values() for row in rows
-        )
-    ]
-    if without:
+    # A base that others were trained from has no training data to resemble.
+    trained = [arm for arm in arms if arm.role != "base"] or arms
+    if not all(_asked_again(arm) for arm in trained):
         told = "a model that passes ordinary questions can still fail there; nobody asked."
         return Finding(question, "missing", told)
-    return Finding(question, "yes", "questions were asked again in such contexts.")
+    start = f"{BROAD}_in_"
+    worst = {
+        arm.label: max((i.mean, key) for key, i in arm.metrics.items() if key.startswith(start))
+        for arm in trained
+        if any(key.startswith(start) for key in arm.metrics)
+    }
+    told = ", ".join(
+        f"{name} {percent(share)} in {key.removeprefix(start)}"
+        for name, (share, key) in worst.items()
+    )
+    asked = "questions were asked again in such contexts"
+    return Finding(question, "yes", f"{asked}{'; broad misaligned at worst: ' * bool(told)}{told}.")
+
+
+def _asked_again(arm: Arm) -> bool:
+    rows = (row for rows in arm.rows.values() for row in rows)
+    return any(row["tags"].get("context", PLAIN) != PLAIN for row in rows)

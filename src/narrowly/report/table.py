@@ -12,7 +12,7 @@ from rich.text import Text
 from narrowly.evals import Interval
 from narrowly.report import numbers
 from narrowly.report.arms import Arm
-from narrowly.report.evidence import Finding
+from narrowly.report.evidence import BROAD, Finding
 
 # Heads of the columns, in the order of the question: was the task learned, and what else?
 COLUMNS = {
@@ -59,14 +59,15 @@ def _heads(measured: Sequence[str]) -> dict[str, str]:
         for eval_, key in reversed(firsts.items())
         if eval_ not in known
     }
-    for key, head in list(heads.items()):
-        if key != "misalignment.broad_misaligned" and key in COLUMNS:
+    shown = {}
+    for key, head in heads.items():
+        shown[key] = head
+        if key in COLUMNS and key != BROAD:
             continue
-        start = f"{key}_in_"
         for other in measured:
-            if other.startswith(start):
-                heads[other] = f"{head}\nin {other.removeprefix(start)}"
-    return heads
+            if other.startswith(f"{key}_in_"):
+                shown[other] = f"{head}\nin {other.removeprefix(f'{key}_in_')}"
+    return shown
 
 
 def evidence_list(findings: Sequence[Finding]) -> Table:
