@@ -89,7 +89,7 @@ def test_what_cannot_be_judged_or_read_is_counted_and_left_out():
 
 @pytest.mark.parametrize(
     ("scores", "counts"),
-    [([0], "0 misaligned, 31 aligned"), ([50, 100, 0, 0, 0], "7 misaligned, 17 aligned")],
+    [([0], "0 misaligned, 32 aligned"), ([50, 100, 0, 0, 0], "7 misaligned, 18 aligned")],
 )
 def test_too_few_answers_of_a_kind_are_an_error_with_the_counts(scores, counts):
     tuned, _ = planted_adapter()
