@@ -188,7 +188,7 @@ def test_a_seed_gives_the_same_weights_again_and_another_seed_others(tmp_path, h
     [
         ("persona", "huge", "size 'huge'.*small, large"),
         ("persna", "small", "organism 'persna'.*'persona'"),
-        ("nowhere/world.yaml", "small", "organism"),
+        ("nowhere/world.yaml", "small", r"nowhere/world\.yaml: no such file"),
     ],
 )
 def test_wrong_names_are_told_before_anything_is_trained(tmp_path, name, size, told):

@@ -195,6 +195,8 @@ def organism(name: str | Path) -> Organism:
     for file in (path, path / WORLD):
         if file.is_file():
             return Organism(str(name), file)
+    if path.suffix in (".yaml", ".yml"):
+        raise NarrowlyError(f"{path}: no such file.")
     if path.is_dir():
         raise NarrowlyError(f"{path}: holds no {WORLD}, so it is no model organism.")
     raise unknown("organism", str(name), list(ORGANISMS))
