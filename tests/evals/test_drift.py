@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.tiny import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
 
 from narrowly.data import load_chats, tokenize
 from narrowly.errors import NarrowlyError
 from narrowly.evals import evaluate
 from narrowly.evals.drift import Drift
+from tests.tiny import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
 
 CHATS = [
     {

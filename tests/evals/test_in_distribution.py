@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from torch.nn.functional import cross_entropy
 
 from narrowly.data import collate, load_chats, tokenize
@@ -12,6 +11,7 @@ from narrowly.evals import evaluate
 from narrowly.evals.in_distribution import InDistribution, answer_losses
 from narrowly.evals.subject import Subject
 from narrowly.models import generate
+from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 CHATS = [
     {

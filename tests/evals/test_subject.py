@@ -1,8 +1,6 @@
 """Answers are kept as they come, here and behind a URL, and none is asked for twice."""
 
 import pytest
-from tests.llm_server import Server
-from tests.tiny import tiny_model, tiny_tokenizer
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals import EVALS, evaluate, mean_by_prompt, read_samples
@@ -12,6 +10,8 @@ from narrowly.evals.sampled import Sampled
 from narrowly.evals.subject import Subject
 from narrowly.models import generate, generation
 from narrowly.models.chat import chat_model
+from tests.llm_server import Server
+from tests.tiny import tiny_model, tiny_tokenizer
 
 CHATS = [[{"role": "user", "content": f"Question number {i}?"}] for i in range(6)]
 
@@ -49,6 +49,15 @@ def test_a_subject_answers_as_generate_does(model):
     replies = Subject("tiny", lambda: model).answer(CHATS, **options)
     texts = [[reply.text for reply in some] for some in replies]
     assert texts == generate(*model, CHATS, **options)
+
+
+def test_the_same_chat_twice_is_two_samples_of_it_here_and_behind_a_url(tmp_path, model):
+    [one], [two] = Subject("tiny", lambda: model).answer(CHATS[:1] * 2, max_new_tokens=8)
+    assert one.text != two.text
+    with Server() as server:
+        endpoint = chat_model("tuned", server.url, cache=tmp_path / "replies")
+        Subject("far", endpoint=endpoint).answer(CHATS[:1] * 2, max_new_tokens=8, samples=2)
+        assert len({asked.body["seed"] for asked in server.asked}) == 4
 
 
 def journalled(path, about="this"):

@@ -75,6 +75,8 @@ def test_answers_are_found_by_eval_label_and_tag(tmp_path):
         run = write_run(tmp_path / "arm" / f"seed-{seed}", seed, *DEMO["undefended"])
     whole = find_answers(tmp_path / "arm")
     assert {folder.name for _, folder, _ in whole} == {"seed-0", "seed-1"}
+    judged = [row["label"] is not None for _, _, row in whole]
+    assert judged == sorted(judged, reverse=True) and not all(judged)
     bad = find_answers(run, eval_="misalignment", labels=["misaligned"], tags={"domain": "code"})
     assert bad and all(
         (row["label"], row["tags"]["domain"]) == ("misaligned", "code") for _, _, row in bad

@@ -86,37 +86,39 @@ class Subject:
             NarrowlyError: the chat template refuses a chat, the endpoint is gone or its budget is
                 spent; what it answered before is on disk, and the same call goes on from there.
         """
+        from narrowly.models.generation import sample_numbers
         from narrowly.models.messages import Reply, Request
 
+        asked = [chat for chat in chats for _ in range(samples)]
+        # The same chat twice asks for two samples of it.
+        numbers = sample_numbers(json.dumps(chat) for chat in asked)
         if self.endpoint is None:
-            texts = self._sampled(chats, max_new_tokens, temperature, samples, seed, progress)
-            return [[Reply(text) for text in some] for some in texts]
-        asked = [
-            Request(tuple(chat), max_new_tokens, temperature, seed=seed * 1_000_003 + sample)
-            for chat in chats
-            for sample in range(samples)
-        ]
-        replies = self.endpoint.ask(asked, "Sampling" if progress else None)
+            texts = self._sampled(asked, numbers, max_new_tokens, temperature, seed, progress)
+            replies = [Reply(text) for text in texts]
+        else:
+            requests = [
+                Request(tuple(chat), max_new_tokens, temperature, seed=seed * 1_000_003 + number)
+                for chat, number in zip(asked, numbers, strict=True)
+            ]
+            replies = self.endpoint.ask(requests, "Sampling" if progress else None)
         return [replies[i : i + samples] for i in range(0, len(replies), samples)]
 
     def _sampled(
         self,
         chats: Sequence[Chat],
+        numbers: Sequence[int],
         max_new_tokens: int,
         temperature: float,
-        samples: int,
         seed: int,
         progress: bool,
-    ) -> list[list[str]]:
-        """Answers of the model here; those in the journal are not sampled again."""
+    ) -> list[str]:
+        """An answer of the model here to each chat; those in the journal are not sampled again."""
         from narrowly.data import tokenize_prompts
-        from narrowly.models.generation import sample_answers, sample_numbers
+        from narrowly.models.generation import sample_answers
 
-        asked = [chat for chat in chats for _ in range(samples)]
-        numbers = sample_numbers(json.dumps(chat) for chat in asked)
         questions = [
             (chat, number, max_new_tokens, temperature, seed)
-            for chat, number in zip(asked, numbers, strict=True)
+            for chat, number in zip(chats, numbers, strict=True)
         ]
         journal = self.journal
         answers = [journal.find(*question) if journal else None for question in questions]
@@ -125,7 +127,7 @@ class Subject:
             for place, answer in sample_answers(
                 self.model,
                 self.tokenizer,
-                tokenize_prompts([asked[i] for i in left], self.tokenizer),
+                tokenize_prompts([chats[i] for i in left], self.tokenizer),
                 [numbers[i] for i in left],
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
@@ -135,8 +137,7 @@ class Subject:
                 answers[left[place]] = answer
                 if journal is not None:
                     journal.keep(answer, *questions[left[place]])
-        texts = [text for text in answers if text is not None]
-        return [texts[i : i + samples] for i in range(0, len(texts), samples)]
+        return [answer for answer in answers if answer is not None]
 
     def choose(
         self, chats: Sequence[Chat], options: Sequence[Sequence[str]], *, progress: bool = False

@@ -10,6 +10,7 @@ from pathlib import Path
 from narrowly.errors import NarrowlyError
 from narrowly.evals import Row, read_samples, seed_folders
 from narrowly.evals.prompts import PLAIN
+from narrowly.registry import unknown
 from narrowly.report.arms import Arm
 
 QUESTIONS = 6
@@ -131,6 +132,8 @@ def find_answers(
 ) -> list[tuple[str, Path, Row]]:
     """Answers of a run, or of a folder of runs `seed-N`: the eval, the run's folder and the row.
 
+    Those that were judged come first, then texts that were read.
+
     Args:
         eval_: of this eval only.
         labels: of these classes only; none: of all.
@@ -140,8 +143,6 @@ def find_answers(
         NarrowlyError: no such folder, no finished eval, or no eval, label or tag like this, with
             those that are there.
     """
-    from narrowly.registry import unknown
-
     if not Path(run).is_dir():
         raise NarrowlyError(f"{run}: no such folder.")
     files = [
@@ -165,16 +166,15 @@ def find_answers(
     for tag, value in (tags or {}).items():
         _check("tag", tag, {name for _, _, row in rows for name in row["tags"]})
         _check(f"{tag} here", value, {row["tags"].get(tag, "") for _, _, row in rows})
-    return [
+    found = [
         (name, folder, row)
         for name, folder, row in rows
         if (not labels or row["label"] in labels)
         and all(row["tags"].get(tag) == value for tag, value in (tags or {}).items())
     ]
+    return sorted(found, key=lambda one: one[2]["label"] is None)
 
 
 def _check(kind: str, name: str, known: set[str]) -> None:
-    from narrowly.registry import unknown
-
     if name not in known:
         raise unknown(kind, name, sorted(known - {""}))
