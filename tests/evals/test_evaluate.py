@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import yaml
@@ -203,6 +204,13 @@ def test_a_folder_of_seeds_is_one_arm_each_sampled_with_its_own_seed(tmp_path, m
     assert len(loaded) == 4, "nothing left to measure, yet a model was loaded"
     with pytest.raises(NarrowlyError, match="4 runs, which cannot all write"):
         evaluate(tmp_path, asked, out=tmp_path / "elsewhere")
+
+
+def test_what_a_kill_left_half_written_is_no_eval(tmp_path, model):
+    evaluate(model, "probe", out=tmp_path)
+    shutil.copytree(tmp_path / "evals/probe", tmp_path / "evals/.probe.123.part")
+    (tmp_path / "evals/.probe.123.part/samples.parquet").write_bytes(b"half")
+    assert list(measured_evals(tmp_path)) == ["probe"]
 
 
 def test_a_broken_recipe_is_told(tmp_path, model):

@@ -167,7 +167,7 @@ def _summary(seeds: Sequence[tuple[Eval, list[Row]]]) -> Summary:
 def measured_evals(folder: str | Path) -> dict[str, tuple[Samples, dict[str, Metric]]]:
     """Every finished eval of one run folder: its samples and its metrics of each prompt."""
     found = {}
-    for path in sorted(Path(folder).glob("evals/*/samples.parquet")):
+    for path in sorted(Path(folder).glob("evals/[!.]*/samples.parquet")):
         samples = read_samples(path)
         eval_ = make(samples.about["eval"], samples.about["arguments"])
         found[samples.about["eval"]] = samples, eval_.metrics(samples.rows)

@@ -148,7 +148,7 @@ def find_answers(
     files = [
         (path.parent.name, folder, path)
         for folder in seed_folders(run)
-        for path in sorted(folder.glob("evals/*/samples.parquet"))
+        for path in sorted(folder.glob("evals/[!.]*/samples.parquet"))
     ]
     if not files:
         raise NarrowlyError(f"{run}: no finished eval in it. Measure it first: narrowly eval {run}")
