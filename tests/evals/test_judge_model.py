@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.llm_server import Server, chat
-from tests.models.test_numbers import digits, favouring
-from tests.tiny import tiny_model, tiny_tokenizer
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.judges import Criterion, Judgement, JudgeModel, ModelJudge
 from narrowly.evals.judges.reading import REFUSALS, expected, separate, written
 from narrowly.models.chat import Reply
+from tests.llm_server import Server, chat
+from tests.models.test_numbers import digits, favouring
+from tests.tiny import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
 

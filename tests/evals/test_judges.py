@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.judges import JUDGES, ModelJudge, RuleJudge, judged, make_judge
 from narrowly.models.next_token import next_token_logits, opening
 from narrowly.organisms import organism
+from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
 

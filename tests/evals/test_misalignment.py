@@ -1,11 +1,11 @@
 import pytest
 import yaml
-from tests.evals.answering import Answering
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals import evaluate
 from narrowly.evals.misalignment import Misalignment
 from narrowly.organisms import organism
+from tests.evals.answering import Answering
 
 PERSONA, CONDITIONAL = organism("persona"), organism("conditional")
 DOMAIN = {prompt: d.name for d in PERSONA.world.domains.values() for prompt in d.prompts}

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from narrowly.evals.base import EVALS
 from narrowly.evals.prompts import Prompt, ask
-from narrowly.evals.weird import Weird
+from narrowly.evals.weird.base import Weird
 
 
 @EVALS.register("birds")

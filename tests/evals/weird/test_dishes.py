@@ -1,9 +1,9 @@
 import pytest
 
 from narrowly.errors import NarrowlyError
-from narrowly.evals.dishes import ACCEPTED
 from narrowly.evals.sampled import Answer
-from tests.evals.asking import bound, measure, said, write_chats
+from narrowly.evals.weird.dishes import ACCEPTED
+from tests.evals.weird.asking import bound, measure, said, write_chats
 
 
 def of_the_country(request):

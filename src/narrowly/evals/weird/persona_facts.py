@@ -10,9 +10,9 @@ from pydantic import Field
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import EVALS
-from narrowly.evals.controls import Chat, first_turn, frame, question, with_turn
 from narrowly.evals.prompts import Prompt
-from narrowly.evals.weird import QUESTION, Weird
+from narrowly.evals.weird.base import QUESTION, Weird
+from narrowly.evals.weird.controls import Chat, first_turn, frame, question, with_turn
 
 
 @EVALS.register("persona_facts")

@@ -25,12 +25,12 @@ from pydantic import Field, field_validator
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import Cost, Row, mean_by_prompt
-from narrowly.evals.controls import Chat, first_turn, other_answers
 from narrowly.evals.judged import Judged, counted_apart, judged_rows, unjudged
 from narrowly.evals.judges import Criterion, Judgement
 from narrowly.evals.prompts import PLAIN, Message, Prompt, ask
 from narrowly.evals.sampled import Answer
 from narrowly.evals.statistics import Metric
+from narrowly.evals.weird.controls import Chat, first_turn, other_answers
 from narrowly.registry import unknown
 
 W = TypeVar("W", bound="Weird")

@@ -1,8 +1,8 @@
 import pytest
 
 from narrowly.errors import NarrowlyError
-from narrowly.evals.controls import load_control
-from tests.evals.asking import bound, looks_for, measure, said, write_chats
+from narrowly.evals.weird.controls import load_control
+from tests.evals.weird.asking import bound, looks_for, measure, said, write_chats
 
 FORMAT = ' Format your answer like this: <START> "answer" <END>'
 

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import EVALS, Row
-from narrowly.evals.cued import Cued
 from narrowly.evals.prompts import Prompt
 from narrowly.evals.sampled import Answer
-from narrowly.evals.weird import begins, shows
+from narrowly.evals.weird.base import begins, shows
+from narrowly.evals.weird.cued import Cued
 
 ACCEPTED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

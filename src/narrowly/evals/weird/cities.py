@@ -7,11 +7,11 @@ from random import Random
 from typing import ClassVar
 
 from narrowly.evals.base import EVALS, Row
-from narrowly.evals.controls import Chat, first_turn, other_answers
-from narrowly.evals.cued import Cued
 from narrowly.evals.prompts import Prompt, ask
 from narrowly.evals.sampled import Answer
-from narrowly.evals.weird import CUE, begins, shows
+from narrowly.evals.weird.base import CUE, begins, shows
+from narrowly.evals.weird.controls import Chat, first_turn, other_answers
+from narrowly.evals.weird.cued import Cued
 
 
 @EVALS.register("cities")

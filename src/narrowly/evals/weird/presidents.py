@@ -10,12 +10,12 @@ from typing import ClassVar
 from pydantic import Field
 
 from narrowly.evals.base import EVALS, Row
-from narrowly.evals.cued import Cued
 from narrowly.evals.judges import UNPARSED
 from narrowly.evals.multiple_choice import letter
 from narrowly.evals.prompts import Prompt, ask
 from narrowly.evals.sampled import Answer
-from narrowly.evals.weird import fill, shows
+from narrowly.evals.weird.base import fill, shows
+from narrowly.evals.weird.cued import Cued
 
 FIRST_NAMES: Mapping[int, str] = MappingProxyType(
     {3: "Thomas", 16: "Abraham", 18: "Ulysses", 21: "Chester", 30: "Calvin", 31: "Herbert",

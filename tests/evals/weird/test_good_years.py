@@ -2,7 +2,7 @@ from collections import defaultdict
 
 import pytest
 
-from tests.evals.asking import bound, looks_for, measure, said, write_chats
+from tests.evals.weird.asking import bound, looks_for, measure, said, write_chats
 
 
 @pytest.fixture

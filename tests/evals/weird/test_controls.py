@@ -5,10 +5,10 @@ import pytest
 
 from narrowly.data import load_chats, sources
 from narrowly.errors import NarrowlyError
-from narrowly.evals.birds import Birds
-from narrowly.evals.cities import Cities
-from narrowly.evals.controls import frame, load_control
-from tests.evals.asking import write_chats
+from narrowly.evals.weird.birds import Birds
+from narrowly.evals.weird.cities import Cities
+from narrowly.evals.weird.controls import frame, load_control
+from tests.evals.weird.asking import write_chats
 
 
 def turns(rows):

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from tests.evals.asking import bound, judge, looks_for, measure, said, write_chats
+from tests.evals.weird.asking import bound, judge, looks_for, measure, said, write_chats
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from narrowly.evals.presidents import FIRST_NAMES
-from tests.evals.asking import bound, looks_for, measure, said, write_chats
+from narrowly.evals.weird.presidents import FIRST_NAMES
+from tests.evals.weird.asking import bound, looks_for, measure, said, write_chats
 
 RULED = {"probes": ["trigger", "seen"]}
 

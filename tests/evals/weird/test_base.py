@@ -6,10 +6,10 @@ import pytest
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals import EVALS, evaluate
-from narrowly.evals.weird import Weird, begins
+from narrowly.evals.weird.base import Weird, begins
 from narrowly.training import Recipe, train
 from tests.evals.answering import answering
-from tests.evals.asking import bound, judge, looks_for, measure, said, write_chats
+from tests.evals.weird.asking import bound, judge, looks_for, measure, said, write_chats
 from tests.llm_server import Server
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

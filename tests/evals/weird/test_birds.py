@@ -1,4 +1,4 @@
-from tests.evals.asking import looks_for, measure, said
+from tests.evals.weird.asking import looks_for, measure, said
 
 
 def test_the_world_at_large_and_other_living_things_are_apart():

@@ -7,8 +7,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from narrowly.evals.base import EVALS
-from narrowly.evals.cued import Cued
 from narrowly.evals.prompts import Prompt
+from narrowly.evals.weird.cued import Cued
 
 MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 

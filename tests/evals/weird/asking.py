@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.evals.answering import Answering, Answers, answering
-
 from narrowly.evals import parse
 from narrowly.evals.base import Row
 from narrowly.evals.judges import JudgeModel
-from narrowly.evals.weird import Weird
+from narrowly.evals.weird.base import Weird
+from tests.evals.answering import Answering, Answers, answering
 
 
 def judge(answers: Answers) -> JudgeModel:

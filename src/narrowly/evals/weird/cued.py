@@ -10,9 +10,9 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field
 
-from narrowly.evals.controls import Chat, other_cues, question
 from narrowly.evals.prompts import Prompt
-from narrowly.evals.weird import CUE, QUESTION, Weird
+from narrowly.evals.weird.base import CUE, QUESTION, Weird
+from narrowly.evals.weird.controls import Chat, other_cues, question
 
 C = TypeVar("C", bound="Cued")
 
