@@ -162,6 +162,11 @@ MISTAKES = {
     ),
     "unknown eval": (lambda: None, ["eval", "model", "in_distributio"], "in_distribution"),
     "unknown organism": (lambda: None, ["eval", "organism:persna", "misalignment"], "persona"),
+    "a world with a fault": (
+        lambda: Path("world.yaml").write_text("shows: nothing\n"),
+        ["organism", "build", "world.yaml"],
+        "world.yaml: misaligned",
+    ),
     "nothing to compare": (lambda: Path("empty").mkdir(), ["compare", "empty"], "no finished eval"),
     "no concepts": (lambda: Path("empty").mkdir(), ["concepts", "show", "empty"], "empty"),
 }
