@@ -78,17 +78,17 @@ def test_rows_keep_the_order_of_the_data_and_their_texts(chats):
 
 
 def test_exact_match_is_that_of_a_greedy_answer(chats, tmp_path):
-    """Some references are the model's own greedy answers, and one of those is cut short."""
+    """Some references are greedy answers, one of them cut short, and one that has no end."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    # It writes letters that the tokenizer never joins, and the end of the turn.
-    written = tokenizer.convert_tokens_to_ids([*"QXZJKV", "<|im_end|>"])
-    others = torch.ones(400, dtype=torch.bool).index_fill(0, torch.tensor(written), False)
-    model.lm_head.register_forward_hook(lambda m, a, logits: logits.masked_fill(others, -1e4))
+    # It writes letters that the tokenizer never joins, and seldom the end of the turn.
+    bias = torch.full((400,), -1e4)
+    bias[tokenizer.convert_tokens_to_ids([*"QXZJKVWY"])] = 0
+    bias[tokenizer.convert_tokens_to_ids("<|im_end|>")] = -1
+    model.lm_head.register_forward_hook(lambda module, args, logits: logits + bias)
     questions = [chat["messages"][:1] for chat in CHATS]
-    said = [a for [a] in generate(model, tokenizer, questions, temperature=0, max_new_tokens=40)]
-    references = [text if i % 2 and text else "QXZ" for i, text in enumerate(said)]
-    references[1] = references[1][:-1] or "J"
-    print(said)
+    said = [a for [a] in generate(model, tokenizer, questions, temperature=0, max_new_tokens=60)]
+    references = [text if i % 2 else "QXZ" for i, text in enumerate(said)]
+    references[7] = references[7][:-1]
     rows = [
         {"messages": [*question, {"role": "assistant", "content": reference}]}
         for question, reference in zip(questions, references, strict=True)
@@ -96,8 +96,9 @@ def test_exact_match_is_that_of_a_greedy_answer(chats, tmp_path):
     path = tmp_path / "references.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     found = evaluate((model, tokenizer), InDistribution(data=str(path)))["in_distribution"]
-    exact = sum(text == reference for text, reference in zip(said, references, strict=True))
-    assert 0 < exact < len(rows)
+    pairs = zip(said, references, strict=True)
+    exact = sum(text == reference and len(text) < 60 for text, reference in pairs)
+    assert 0 < exact < sum(i % 2 for i in range(len(said))) - 1
     assert found["exact_match"].mean == pytest.approx(exact / len(rows))
     assert found["exact_match"].n == len(rows)
 
