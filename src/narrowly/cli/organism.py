@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from rich.padding import Padding
 
 from narrowly.cli.shared import console, next_command
 
@@ -31,7 +32,7 @@ def organism_list() -> None:
         if world.probes:
             lines.append(f"probes: {', '.join(world.probes)}")
         for line in lines:
-            console.print(f"  {escape(line)}", highlight=False)
+            console.print(Padding(escape(line), (0, 0, 0, 2)), highlight=False)
     next_command("narrowly train recipes/persona-undefended.yaml")
 
 
