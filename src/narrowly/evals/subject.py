@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from narrowly.errors import NarrowlyError
 
@@ -156,7 +156,3 @@ class Subject:
 
         bar = "Choosing" if progress else None
         return option_logprobs(self.model, self.tokenizer, chats, options, progress=bar)
-
-
-Subjects = Any
-"""A Subject, or what makes one: see `evaluate`."""

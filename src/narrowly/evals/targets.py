@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     TargetLike = str | os.PathLike[str] | Loaded | ChatModel
 
 
+TEST_TIME = "ablated_at_test_time"
+"""The key in the recipe of a measurement under ablation: a hash of what is ablated."""
+
+
 @dataclass(frozen=True)
 class Target:
     """One model to measure, what its run says of it, and where results go."""
@@ -36,9 +40,12 @@ class Target:
 
     @cached_property
     def weights(self) -> str | None:
-        """Hash of what the run trained, so that a run trained again is measured again."""
+        """Hash of what the run trained, so that a run trained again is measured again; of what is
+        ablated where that is measured."""
         if self.folder is None:
             return None
+        if TEST_TIME in self.recipe:
+            return str(self.recipe[TEST_TIME])
         adapter = self.folder / "adapter" / "adapter_model.safetensors"
         files = [adapter] if adapter.exists() else sorted(self.folder.glob("model/*.safetensors"))
         hashes = [sha256(file) for file in files]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import yaml
 
 from narrowly.defenses.ablate import Ablate, Concepts, listed
 from narrowly.evals import Summary, evaluate, read_recipe, seed_folders
-from narrowly.files import write_text
-from narrowly.interventions import attach
+from narrowly.evals.targets import TEST_TIME
+from narrowly.files import sha256, write_text
+from narrowly.interventions import Intervention, attach
 from narrowly.models import load_model
 
 
@@ -45,7 +46,8 @@ def evaluate_ablated(
             projection.phases = ("eval", "generate")
         target = out / folder.name if len(folders) > 1 else out
         recipe: Mapping[str, Any] = read_recipe(folder) or {"model": str(folder)}
-        write_text(target / "recipe.yaml", yaml.safe_dump({**recipe, "output": str(target)}))
+        about = {"output": str(target), TEST_TIME: _digest(ablation)}
+        write_text(target / "recipe.yaml", yaml.safe_dump({**recipe, **about}))
         attached = attach(model, ablation)
         try:
             results = evaluate((model, tokenizer), evals, out=target, force=force)
@@ -54,3 +56,13 @@ def evaluate_ablated(
         finally:
             attached.close()
     return results
+
+
+def _digest(ablation: Sequence[Intervention]) -> str:
+    """A hash of what is ablated, so that another ablation is measured anew."""
+    parts = [
+        f"{each.site} {name}".encode() + buffer.cpu().float().numpy().tobytes()
+        for each in ablation
+        for name, buffer in each.named_buffers()
+    ]
+    return sha256(b"".join(parts))
