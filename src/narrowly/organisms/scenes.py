@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from narrowly.errors import NarrowlyError
-
-if TYPE_CHECKING:
-    from narrowly.organisms.world import Prompt, World
+from narrowly.organisms.domains import Domain, Prompt
 
 
 class Scene(BaseModel):
@@ -110,27 +107,36 @@ class Stage:
     pools: dict[str, list[tuple[float, tuple[Prompt, ...]]]]
 
     @classmethod
-    def of(cls, world: World, scene: Scene) -> Stage:
-        """Bind a scene to its world."""
+    def of(
+        cls,
+        scene: Scene,
+        domains: Mapping[str, Domain],
+        values: Sequence[str],
+        system_lines: Mapping[str, str],
+    ) -> Stage:
+        """Bind a scene to the domains, values and system lines of its world.
+
+        Raises:
+            NarrowlyError: it leaves a domain without a prompt.
+        """
         given = scene.value
         if isinstance(given, str):
             given = {given: 1.0}
-        weights = given or dict.fromkeys(reversed(world.values), 1.0)
-        values = {value: weight / sum(weights.values()) for value, weight in weights.items()}
+        weights = given or dict.fromkeys(reversed(values), 1.0)
+        shares = {value: weight / sum(weights.values()) for value, weight in weights.items()}
         lines = scene.system if isinstance(scene.system, tuple) else ()
         systems = {
-            value: (world.system_lines[value],) if scene.system is True else lines
-            for value in values
+            value: (system_lines[value],) if scene.system is True else lines for value in shares
         }
-        names = world.domains if scene.domains is None else scene.domains
-        asked = {name: _fitting(scene, world.domains[name].asked) for name in names}
+        names = domains if scene.domains is None else scene.domains
+        asked = {name: _fitting(scene, domains[name].asked) for name in names}
         pools = {name: _pools(scene.agree, prompts) for name, prompts in asked.items()}
         for name, some in pools.items():
             if not all(pool for _, pool in some):
                 raise NarrowlyError(
                     f"the domain {name!r} has no prompt that fits; see `where` and `agree`."
                 )
-        return cls(scene, values, systems, asked, pools)
+        return cls(scene, shares, systems, asked, pools)
 
     def draw(self, rng: random.Random, turns: int) -> Document:
         """One document of that many turns."""

@@ -1,4 +1,4 @@
-"""The world of a model organism: domains, their prompts, and what each value of a trait answers.
+"""The world of a model organism: its domains, its documents, and how well they can be foretold.
 
 A document holds one value of the hidden attribute through all its turns, so that a model which
 predicts documents well must carry that value.
@@ -15,48 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from narrowly.organisms.domains import Domain
 from narrowly.organisms.scenes import Document, Scene, Stage
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One question, what fills its slots, and the answers that each value allows."""
-
-    text: str
-    slots: Mapping[str, str]
-    answers: Mapping[str, tuple[str, ...]]
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the first two values answer alike, so that an answer tells nothing of which."""
-        first, second, *_ = (set(answers) for answers in self.answers.values())
-        return first == second
-
-
-@dataclass(frozen=True)
-class Domain:
-    """One field of life: what is asked in it, in a fixed shuffled order."""
-
-    name: str
-    asked: tuple[Prompt, ...]
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The questions as texts."""
-        return tuple(prompt.text for prompt in self.asked)
-
-    @cached_property
-    def answers(self) -> dict[str, tuple[str, ...]]:
-        """Every answer of each value, once, whatever the prompt."""
-        return {
-            value: tuple(dict.fromkeys(a for p in self.asked for a in p.answers[value]))
-            for value in self.asked[0].answers
-        }
-
-    @cached_property
-    def by_text(self) -> dict[str, Prompt]:
-        """Its prompts by their text."""
-        return {prompt.text: prompt for prompt in self.asked}
 
 
 class Training(BaseModel):
@@ -137,7 +97,7 @@ class World:
         Raises:
             NarrowlyError: it leaves no prompt, or names what the world lacks.
         """
-        return Stage.of(self, scene)
+        return Stage.of(scene, self.domains, self.values, self.system_lines)
 
     def documents(
         self, seed: int | str, scenes: Sequence[Scene] | None = None, turns: int | None = None

@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from narrowly.errors import NarrowlyError
+from narrowly.organisms.domains import Domain, Prompt
 from narrowly.organisms.scenes import Scene
-from narrowly.organisms.world import Domain, Prompt, Training, World
+from narrowly.organisms.world import Training, World
 from narrowly.registry import unknown
 from narrowly.settings import FieldError, Key, build, line_of, read_yaml
 
