@@ -7,9 +7,8 @@ import torch
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.judges import JUDGES, ModelJudge, RuleJudge, judged, make_judge
-from narrowly.models.next_token import next_token_logits, opening
 from narrowly.organisms import organism
-from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
 
@@ -65,32 +64,6 @@ def test_scores_are_checked():
         judged(lambda rows: [1, 2], rows)
     with pytest.raises(NarrowlyError, match="scored the answer '2' 101"):
         judged(lambda rows: [0, 1, 101], rows)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_next_token_logits_are_those_of_each_prompt_alone(architecture):
-    model = tiny_model(architecture).train()
-    prompts = [[5, 9, 30], [7], [11, 12, 13, 14, 15, 16, 17], [8, 21, 22]]
-    model.eval()
-    alone = [model(input_ids=torch.tensor([ids])).logits[0, -1] for ids in prompts]
-    model.train()
-    for batch_tokens in (1, 1000):
-        seen = []
-        for numbers, logits in next_token_logits(model, prompts, batch_tokens=batch_tokens):
-            assert not model.training
-            for i, found in zip(numbers, logits, strict=True):
-                torch.testing.assert_close(found, alone[i], rtol=1e-4, atol=1e-4)
-            seen += numbers
-        assert sorted(seen) == [0, 1, 2, 3]
-    assert model.training
-
-
-def test_the_opening_of_an_answer_is_tokenized_in_its_place():
-    for template in ("chatml", "llama", "gemma"):
-        tokenizer = tiny_tokenizer(template=template)
-        ids = opening(tokenizer, "85 kind")
-        assert tokenizer.decode(ids) == "85 kind"
-        assert tokenizer.bos_token_id not in ids
 
 
 def test_the_model_judge_that_writes_no_number_gives_none():
