@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 from rich.console import Console
 
 from narrowly.activations import ModelLike, OpenModel, open_model
@@ -25,7 +25,8 @@ from narrowly.concepts.reading import read_concepts
 from narrowly.concepts.recipe import FindRecipe
 from narrowly.concepts.shares import measure_shares
 from narrowly.errors import NarrowlyError
-from narrowly.files import read_json, write_json, write_text
+from narrowly.files import write_json, write_text
+from narrowly.settings import read_record
 
 OUTCOMES, LAYERS = "finders.json", "layers.json"
 
@@ -43,6 +44,10 @@ class Outcome(BaseModel):
     concepts: list[str] = []
     seconds: float
     error: str = ""
+
+
+class Outcomes(RootModel[list[Outcome]]):
+    """What all finders of a recipe did."""
 
 
 def find_all(
@@ -131,7 +136,7 @@ def load_outcomes(folder: str | Path) -> list[Outcome]:
         NarrowlyError: the record is damaged.
     """
     path = Path(folder) / OUTCOMES
-    return [Outcome.model_validate(item) for item in read_json(path)] if path.exists() else []
+    return read_record(Outcomes, path, "a record of finders").root if path.exists() else []
 
 
 def _open(recipe: FindRecipe) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from narrowly.errors import NarrowlyError
 from narrowly.evals.in_distribution import answer_losses
 from narrowly.files import read_json, write_json
 from narrowly.registry import unknown
+from narrowly.settings import read_record
 from narrowly.training.recipe import Recipe
 from narrowly.training.train import train
 
@@ -226,7 +227,7 @@ def rank_by_effect(
 def _load(out: Path, settings: str) -> list[Trial]:
     if not (out / "effects.json").exists():
         return []
-    effects = Effects.model_validate(read_json(out / "effects.json"))
+    effects = read_record(Effects, out / "effects.json", "a record of trials", "Delete the folder.")
     if effects.settings != settings:
         raise NarrowlyError(
             f"{out}: holds trials of another recipe, data or number of steps. Choose another "
