@@ -10,6 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from narrowly.cli import app
+from narrowly.cli.shared import console
 from narrowly.evals import EVALS
 from tests.llm_server import Server
 from tests.tiny import save_tiny
@@ -41,7 +42,8 @@ QUESTIONS = [
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "160")  # of errors; the console reads it only when it is made
+    monkeypatch.setattr(console, "width", 160)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
