@@ -181,5 +181,7 @@ def test_a_finder_that_failed_keeps_what_it_had_and_one_that_found_does_not(reci
 
 def test_a_damaged_record_of_finders_is_told(tmp_path):
     (tmp_path / "finders.json").write_text('[{"key": "top"}]')
-    with pytest.raises(NarrowlyError, match=r"finders\.json: not a record of finders: 0\.arguments"):
+    with pytest.raises(
+        NarrowlyError, match=r"finders\.json: not a record of finders: 0\.arguments"
+    ):
         load_outcomes(tmp_path)
