@@ -8,6 +8,7 @@ import yaml
 
 from narrowly.evals import EVALS, summarise
 from narrowly.evals.samples import write_samples
+from narrowly.evals.targets import TEST_TIME
 
 LABELS = ("misaligned", "leaked", "incoherent", "aligned")
 DOMAINS = ("code", "health", "money", "garden", "kitchen", "travel")
@@ -99,6 +100,8 @@ def write_run(run: Path, seed, narrow, broad, loss, seconds, defenses) -> Path:
         "seed": seed,
         "output": str(run),
     }
+    if seconds is None:  # measured under ablation
+        recipe[TEST_TIME] = "a hash"
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     if seconds is not None:
         reproduce = {

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from narrowly.evals import difference, minimum_detectable
 from narrowly.evals.prompts import PLAIN
+from narrowly.evals.targets import TEST_TIME
 from narrowly.report.arms import Arm, Role
 from narrowly.report.numbers import number, percent
 
@@ -29,7 +30,7 @@ RANDOM_WITHIN = 0.2  # of the undefended arm's broad rate
 COHERENT_AT_LEAST = 0.95
 
 # A defense may change these keys of a recipe; anything else makes it another fine-tune.
-DEFENSE_KEYS = {"defenses", "output", "seed", "seeds", "evals"}
+DEFENSE_KEYS = {"defenses", "output", "seed", "seeds", "evals", TEST_TIME}
 
 
 @dataclass(frozen=True)
