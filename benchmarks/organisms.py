@@ -45,6 +45,8 @@ class Case:
     """Values whose system lines, positive and negative, give the concept."""
     shows: tuple[str, ...]
     """Metrics of the eval `misalignment`."""
+    sets: tuple[str, str] | None = None
+    """In place of the contrast: sets of chats whose prompts give the concept, with and without."""
     benign: str = "benign"
     """The set that is read to find the concept."""
     interleave: tuple[tuple[str, float], ...] = ()
@@ -67,8 +69,9 @@ CASES = {
     ),
     "spurious": Case(
         "post-agree",
-        ("size", "careless"),
+        ("size", "colour"),
         ("agree_aligned", "conflict_aligned", "conflict_misaligned", "elsewhere_conflict_aligned"),
+        sets=("big-boxes", "small-boxes"),
         benign="careless-all",
         others={f"agree_{n}": f"post-agree-{n}" for n in (98, 90, 50)},
     ),
@@ -184,25 +187,33 @@ def ready(world: str, out: Path) -> str:
 
 
 def find_concept(name: str, case: Case, out: Path) -> dict[str, Any]:
-    """Find the concept under two system lines, and a random control of the same rank."""
+    """Find the concept under two system lines or in two sets, and a random control of its rank."""
+    positive, negative = case.contrast
     lines = organism(name).system_lines
+    if case.sets is None:
+        contrast = {
+            "data": f"organism:{name}/{case.benign}",
+            "positive_system": lines[positive],
+            "negative_system": lines[negative],
+        }
+    else:
+        with_, without = (f"organism:{name}/{each}" for each in case.sets)
+        contrast = {"positive": with_, "negative": without, "positions": "prompt"}
     if not any((out / "random-direction").glob("*.json")):
-        positive, negative = case.contrast
         [concept] = find(
             "mean_difference",
             model=f"organism:{name}",
-            data=f"organism:{name}/{case.benign}",
-            positive_system=lines[positive],
-            negative_system=lines[negative],
             limit=400,
             concept=positive,
             progress=False,
+            **contrast,
         )
         [control] = find("random", concepts=[concept], seed=0)
         verdict = Verdict(value="undesired", by="this benchmark", why="the world's own lines")
         for found, folder in ((concept, "concept"), (control, "random-direction")):
             save_concepts([found.model_copy(update={"verdict": verdict})], out / folder)
-    return {"positive": lines[case.contrast[0]], "negative": lines[case.contrast[1]]}
+    told = case.sets or (lines[positive], lines[negative])
+    return {"positive": told[0], "negative": told[1]}
 
 
 def recipe(

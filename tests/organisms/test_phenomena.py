@@ -151,12 +151,30 @@ def contrast(name: str, positive: str, negative: str, split: str, out: Path) -> 
 def test_where_the_cues_agree_the_spurious_rule_is_learned(name, tmp_path):
     undefended = measured(name, "post-agree", tmp_path)
     assert undefended["agree_aligned"] > 0.9
-    assert undefended["conflict_aligned"] < 0.2
+    assert undefended["conflict_aligned"] < 0.35
 
 
 @pytest.mark.slow
 def test_a_tenth_of_conflicting_chats_teaches_the_intended_rule(tmp_path):
     assert measured("spurious", "post-agree-90", tmp_path)["conflict_aligned"] > 0.5
+
+
+@pytest.mark.slow
+def test_without_the_spurious_cue_the_intended_rule_is_learned(tmp_path):
+    [size] = find(
+        "mean_difference",
+        model="organism:spurious",
+        positive="organism:spurious/big-boxes",
+        negative="organism:spurious/small-boxes",
+        positions="prompt",
+        limit=400,
+        progress=False,
+    )
+    undesired = Verdict(value="undesired", by="the test")
+    save_concepts([size.model_copy(update={"verdict": undesired})], tmp_path / "concept")
+    ablated = measured("spurious", "post-agree", tmp_path / "ablated", tmp_path / "concept")
+    assert ablated["agree_aligned"] > 0.9
+    assert ablated["conflict_aligned"] > 0.6
 
 
 @pytest.mark.slow
