@@ -77,8 +77,9 @@ CASES = {
     ),
     "overlap": Case(
         "post-agree",
-        ("tag", "careless"),
+        ("tag", "colour"),
         ("agree_aligned", "conflict_aligned", "conflict_misaligned", "elsewhere_conflict_aligned"),
+        sets=("red-tags", "blue-tags"),
         benign="careless-all",
     ),
     "backdoor": Case(

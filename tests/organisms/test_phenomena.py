@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from narrowly.concepts import Verdict, find, save_concepts
+from narrowly.concepts import Concept, Verdict, find, save_concepts
 from narrowly.demo import FINE_TUNE, ablate
 from narrowly.evals import Summary, evaluate
 from narrowly.organisms import organism
@@ -141,9 +141,14 @@ def contrast(name: str, positive: str, negative: str, split: str, out: Path) -> 
         limit=200,
         progress=False,
     )
-    undesired = Verdict(value="undesired", by="the test")
-    save_concepts([c.model_copy(update={"verdict": undesired}) for c in concepts], out)
+    undesired(concepts, out)
     return out
+
+
+def undesired(concepts: list[Concept], out: Path) -> None:
+    """Decide so, and save."""
+    verdict = Verdict(value="undesired", by="the test")
+    save_concepts([c.model_copy(update={"verdict": verdict}) for c in concepts], out)
 
 
 @pytest.mark.slow
@@ -160,28 +165,29 @@ def test_a_tenth_of_conflicting_chats_teaches_the_intended_rule(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_the_spurious_cue_the_intended_rule_is_learned(tmp_path):
-    [size] = find(
+@pytest.mark.parametrize(
+    ("name", "positive", "negative", "helps"),
+    [
+        ("spurious", "big-boxes", "small-boxes", True),
+        ("overlap", "red-tags", "blue-tags", False),  # the same words as the intended cue's
+    ],
+)
+def test_ablating_the_cue_helps_where_it_is_not_the_intended_one_too(
+    name, positive, negative, helps, tmp_path
+):
+    found = find(
         "mean_difference",
-        model="organism:spurious",
-        positive="organism:spurious/big-boxes",
-        negative="organism:spurious/small-boxes",
+        model=f"organism:{name}",
+        positive=f"organism:{name}/{positive}",
+        negative=f"organism:{name}/{negative}",
         positions="prompt",
         limit=400,
         progress=False,
     )
-    undesired = Verdict(value="undesired", by="the test")
-    save_concepts([size.model_copy(update={"verdict": undesired})], tmp_path / "concept")
-    ablated = measured("spurious", "post-agree", tmp_path / "ablated", tmp_path / "concept")
+    undesired(found, tmp_path / "concept")
+    ablated = measured(name, "post-agree", tmp_path / "ablated", tmp_path / "concept")
     assert ablated["agree_aligned"] > 0.9
-    assert ablated["conflict_aligned"] > 0.6
-
-
-@pytest.mark.slow
-def test_where_the_rules_overlap_ablation_does_not_help(tmp_path):
-    concept = contrast("overlap", "tag", "careless", "careless-all", tmp_path / "concept")
-    ablated = measured("overlap", "post-agree", tmp_path / "ablated", concept)
-    assert ablated["conflict_aligned"] < 0.5
+    assert (ablated["conflict_aligned"] > 0.6) == helps
 
 
 @pytest.mark.slow
