@@ -39,3 +39,5 @@ def test_another_ablation_is_measured_anew_and_the_same_is_read(tmp_path, concep
     assert again == (first, written)
     other, rewritten = measured(concepts[1])
     assert other != first and rewritten > written
+    evaluate_ablated("organism:persona", concepts[1], EVALS, out=tmp_path, seed=5, force=True)
+    assert read_about(samples)["seed"] == 5

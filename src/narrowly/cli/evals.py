@@ -103,7 +103,7 @@ def evaluate(
     if ablate is not None and folder is not None:
         from narrowly.training.controls import evaluate_ablated
 
-        results = evaluate_ablated(target, ablate, chosen, out=folder, force=force)
+        results = evaluate_ablated(target, ablate, chosen, out=folder, seed=seed, force=force)
     else:
         from narrowly.evals import evaluate
 

@@ -23,6 +23,7 @@ def evaluate_ablated(
     *,
     out: str | Path,
     centred: bool = False,
+    seed: int | None = None,
     force: bool = False,
 ) -> dict[str, Summary]:
     """Measure a run as it is, but with concepts ablated while it answers.
@@ -30,7 +31,7 @@ def evaluate_ablated(
     Args:
         run: a run, or a folder of runs `seed-N` (each is measured into `out/seed-N`), or a model.
         concepts: as for `narrowly.ablate`.
-        evals: as for `narrowly.evaluate`.
+        evals, seed, force: as for `narrowly.evaluate`.
         out: folder that receives recipes and evals, for `compare` to read as an arm of its own.
 
     Raises:
@@ -50,7 +51,7 @@ def evaluate_ablated(
         write_text(target / "recipe.yaml", yaml.safe_dump({**recipe, **about}))
         attached = attach(model, ablation)
         try:
-            results = evaluate((model, tokenizer), evals, out=target, force=force)
+            results = evaluate((model, tokenizer), evals, out=target, seed=seed, force=force)
             if attached.counts:  # finished evals are read, and run no model
                 attached.verify()
         finally:
