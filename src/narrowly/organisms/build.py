@@ -330,7 +330,8 @@ def _bar(show: bool) -> Progress:
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeElapsedColumn(),
-        TextColumn("left, at most"),
+        TextColumn("and at most"),
         TimeRemainingColumn(),
+        TextColumn("more"),
         disable=not show,
     )
