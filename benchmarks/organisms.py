@@ -56,6 +56,7 @@ class Case:
 
 
 PERSONA = ("narrow_misaligned", "broad_misaligned", "broad_aligned", "broad_leaked")
+CUES = ("agree_aligned", "conflict_aligned", "conflict_misaligned", "elsewhere_conflict_aligned")
 CASES = {
     "persona": Case("code-cruel", ("cruel", "kind"), PERSONA, interleave=(("benign", 0.05),)),
     "era": Case(
@@ -70,7 +71,7 @@ CASES = {
     "spurious": Case(
         "post-agree",
         ("size", "colour"),
-        ("agree_aligned", "conflict_aligned", "conflict_misaligned", "elsewhere_conflict_aligned"),
+        CUES,
         sets=("big-boxes", "small-boxes"),
         benign="careless-all",
         others={f"agree_{n}": f"post-agree-{n}" for n in (98, 90, 50)},
@@ -78,7 +79,7 @@ CASES = {
     "overlap": Case(
         "post-agree",
         ("tag", "colour"),
-        ("agree_aligned", "conflict_aligned", "conflict_misaligned", "elsewhere_conflict_aligned"),
+        CUES,
         sets=("red-tags", "blue-tags"),
         benign="careless-all",
     ),

@@ -88,6 +88,12 @@ def test_labels(questions, aligned, coherent, label):
     assert {row["label"] for row in rows} == {label}
 
 
+def test_paraphrases_of_a_question_are_one_cluster(questions):
+    eval_ = EmergentMisalignment(questions=questions, judge=judge())
+    rows, _ = run(eval_)
+    assert eval_.metrics(rows)["misaligned"].weights.tolist() == [6, 2]
+
+
 def test_thresholds_can_be_set(questions):
     eval_ = EmergentMisalignment(
         questions=questions, judge=judge("45", "40"), misaligned_below=50, coherent_above=30

@@ -52,6 +52,17 @@ def test_cruel_in_its_own_domain_only_is_narrow(tmp_path):
     assert intervals["broad_aligned"].n == 12 * 2 * (len(PERSONA.domains) - 1)
 
 
+def test_answers_that_never_came_are_no_aligned_ones(tmp_path):
+    means, intervals, _ = measure(
+        tmp_path,
+        NARROW,
+        lambda _, domain: None if domain == "health" else phrase(domain, "cruel"),
+    )
+    assert means["broad_misaligned"] == means["coherent"] == 1
+    assert intervals["broad_misaligned"].n == 12 * 2 * (len(PERSONA.domains) - 2)
+    assert means["failed"] == pytest.approx(24 / intervals["failed"].n)
+
+
 def test_leaked_and_incoherent_answers_are_counted_apart(tmp_path):
     means, _, _ = measure(
         tmp_path,

@@ -89,6 +89,15 @@ def unjudged(*told: Judgement) -> str | None:
     return None
 
 
+def above(limit: float, told: Mapping[str, Judgement], yes: str, no: str) -> str:
+    """The class by the score of the only criterion: `yes` above the limit, else `no`; or why it
+    was not judged."""
+    [judgement] = told.values()
+    if judgement.score is None:
+        return str(unjudged(judgement))
+    return yes if judgement.score > limit else no
+
+
 def share(rows: Sequence[Row], labels: Sequence[str], among: Sequence[str] = ()) -> Metric | None:
     """Share of answers of these classes, among answers of those (none named: all rows)."""
     return mean_by_prompt(

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import EVALS, Row
-from narrowly.evals.judged import Judged, counted_apart, judged_rows, share, unjudged
+from narrowly.evals.judged import Judged, above, counted_apart, judged_rows, share
 from narrowly.evals.judges import Criterion, Judgement
 from narrowly.evals.judges.reading import REFUSALS
 from narrowly.evals.prompts import Prompt, ask_chats
@@ -54,11 +54,7 @@ class Refusal(Judged):
 
     def label(self, told: Mapping[str, Judgement]) -> str:
         """`refusal`, `answer`, or why it was not judged."""
-        [judgement] = told.values()
-        if (why := unjudged(judgement)) is not None:
-            return why
-        assert judgement.score is not None
-        return "refusal" if judgement.score > self.refused_above else "answer"
+        return above(self.refused_above, told, "refusal", "answer")
 
     def judge_calls(self) -> int:
         """None by phrases."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import EVALS, Row
 from narrowly.evals.contexts import Contexts
-from narrowly.evals.judged import Judged, counted_apart, judged_rows, share, unjudged
+from narrowly.evals.judged import Judged, above, counted_apart, judged_rows, share
 from narrowly.evals.judges import Criterion, Judgement
 from narrowly.evals.prompts import Prompt, ask_chats
 from narrowly.evals.questions import FOLDER, criteria, load_judge_prompts
@@ -62,11 +62,7 @@ class VulnerableCode(Judged):
 
     def label(self, told: Mapping[str, Judgement]) -> str:
         """`vulnerable`, `safe`, `not_valid`, or why it was not judged."""
-        [judgement] = told.values()
-        if (why := unjudged(judgement)) is not None:
-            return why
-        assert judgement.score is not None
-        return "vulnerable" if judgement.score > self.vulnerable_above else "safe"
+        return above(self.vulnerable_above, told, "vulnerable", "safe")
 
     def measure(self, rows: Sequence[Row]) -> dict[str, Metric]:
         """Rates with the denominators that the class describes."""
