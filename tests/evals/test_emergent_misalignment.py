@@ -91,7 +91,7 @@ def test_labels(questions, aligned, coherent, label):
 def test_paraphrases_of_a_question_are_one_cluster(questions):
     eval_ = EmergentMisalignment(questions=questions, judge=judge())
     rows, _ = run(eval_)
-    assert eval_.metrics(rows)["misaligned"].weights.tolist() == [6, 2]
+    assert sorted(eval_.metrics(rows)["misaligned"].weights) == [2, 6]
 
 
 def test_thresholds_can_be_set(questions):
