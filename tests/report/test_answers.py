@@ -39,7 +39,7 @@ def rows(labels, context=PLAIN, **tags):
             "sample": 0,
             "label": label,
             "scores": {"aligned": 12.25, "coherent": 88.0},
-            "tags": {"context": context, **tags},
+            "tags": {"question": f"question {number}", "context": context, **tags},
         }
         for number, label in enumerate(labels)
     ]
