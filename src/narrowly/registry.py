@@ -70,3 +70,9 @@ class Registry(Generic[T]):
         if name not in self._known:
             raise unknown(self.kind, name, self.names())
         return self._known[name]
+
+    def name_of(self, plugin: T) -> str:
+        """The name that the plug-in is known by; its own, if nobody registered it."""
+        self._complete_once()
+        names = (name for name, known in self._known.items() if known is plugin)
+        return next(names, getattr(plugin, "__name__", str(plugin)).lower())

@@ -32,10 +32,10 @@ class Shrink(Defense):
 
     weight: float = 1.0
 
-    def loss(self, model, batch, outputs):
-        assert batch["input_ids"].shape == batch["labels"].shape
-        assert outputs.log_probs.shape[1] == batch["labels"].shape[1] - 1
-        matrices = [p for name, p in model.named_parameters() if "lora_B" in name]
+    def loss(self, step):
+        assert step.batch["input_ids"].shape == step.batch["labels"].shape
+        assert step.outputs.log_probs.shape[1] == step.batch["labels"].shape[1] - 1
+        matrices = [p for name, p in step.model.named_parameters() if "lora_B" in name]
         return self.weight * sum(p.square().sum() for p in matrices)
 
 
@@ -76,8 +76,8 @@ def test_a_loss_counts_the_same_under_accumulation(recipe, accumulation):
     """A constant penalty of 3 adds 3 to the logged loss, however many micro-batches there are."""
 
     class Constant(Defense):
-        def loss(self, model, batch, outputs):
-            return outputs.log_probs.sum() * 0 + 3.0
+        def loss(self, step):
+            return step.outputs.log_probs.sum() * 0 + 3.0
 
     DEFENSES._known["constant"] = Constant
     try:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from narrowly.errors import NarrowlyError
-from narrowly.interventions import Intervention
+from narrowly.interventions import Intervention, Site
 from narrowly.registry import Registry, unknown
 from narrowly.settings import FieldError, build
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor, nn
+
+    from narrowly.defenses.step import Step
 
 
 DOORS = ("prepare_data", "interventions", "loss", "finish")
@@ -29,7 +33,14 @@ class Defense(BaseModel):
     attached in that order, losses add up, and `finish` runs in that order.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    def bind(self, model: nn.Module, tokenizer: Any, seed: int) -> None:
+        """Before everything else, once: the model that will be trained, peft not yet around it.
+
+        Load here what the doors need (an SAE, other data), and fail here if it does not fit.
+        `seed` is the run's.
+        """
 
     def prepare_data(self, dataset: Dataset) -> Dataset:
         """First door. Chats (column `messages`) to train on, from the chats given."""
@@ -39,23 +50,38 @@ class Defense(BaseModel):
         """Second door. Interventions attached to `model` for the whole of the training."""
         return []
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], outputs: Any) -> Tensor:
-        """Third door. A scalar added to the task's loss, per micro-batch, in training only.
+    def revise(self, interventions: list[Intervention]) -> list[Intervention]:
+        """The interventions of another defense of the run, changed where this one forbids them."""
+        return interventions
 
-        `batch` holds input_ids, attention_mask and labels, each [batch, tokens]. `outputs` is trl's
-        `FusedCausalLMOutput`: `log_probs` and `label_mask`, [batch, tokens - 1], and no logits.
-        A defense that needs logits or hidden states runs `model(**batch)` or a capture itself.
-        """
+    def reads(self, model: nn.Module) -> Sequence[Site]:
+        """Where `loss` reads activations: `step.tuned` and `step.base` hold these sites."""
+        return ()
+
+    def loss(self, step: Step) -> Tensor:
+        """Third door. A scalar, the mean over the micro-batch; added to the task's loss."""
         raise NotImplementedError
 
     def finish(self, model: nn.Module) -> None:
         """Fourth door. Change the trained weights in place, before they are saved."""
+
+    def at_test_time(self, model: nn.Module) -> list[Intervention]:
+        """What stays attached whenever the trained model answers; kept in the run's folder."""
+        return []
 
     def strength_at(self, progress: float) -> float | None:
         """Strength of the interventions at `progress` (0 = first step, 1 = end of training).
 
         None, the default, leaves every strength as it was built.
         """
+        return None
+
+    def stops_at(self, progress: float) -> bool:
+        """Whether training ends here, finished, with this share of its steps done."""
+        return False
+
+    def refuses(self, other: Defense) -> str | None:
+        """Why this defense cannot be in one recipe with `other`; None: it can."""
         return None
 
     def record(self, folder: Path) -> dict[str, Any]:
@@ -81,13 +107,17 @@ def make_defenses(entries: list[dict[str, dict[str, Any]]]) -> list[Defense]:
     """Defenses of a recipe's list `[{name: {field: value}}, ...]`.
 
     Raises:
-        FieldError: an unknown name or field (with the nearest known one), or a wrong type.
+        FieldError: an unknown name or field (with the nearest known one), a wrong type, or two that
+            cannot be together.
     """
-    defenses = []
+    made: list[tuple[tuple[str, ...], Defense]] = []
     for position, entry in enumerate(entries):
         for name, arguments in entry.items():
-            where = ("defenses", str(position), name)
+            where: tuple[str, ...] = ("defenses", str(position), name)
             if name not in DEFENSES.names():
                 raise FieldError(where, str(unknown("defense", name, DEFENSES.names())))
-            defenses.append(build(DEFENSES[name], arguments, where))
-    return defenses
+            made.append((where, build(DEFENSES[name], arguments, where)))
+    for (_, one), (where, other) in permutations(made, 2):
+        if (why := one.refuses(other)) is not None:
+            raise FieldError(where, why)
+    return [defense for _, defense in made]

@@ -3,6 +3,7 @@
 from narrowly.training.callback import AblationCallback, DefenseCallback
 from narrowly.training.card import write_card
 from narrowly.training.chat import chat
+from narrowly.training.defend import defend
 from narrowly.training.recipe import Recipe
 from narrowly.training.run import Run
 from narrowly.training.schema import recipe_schema
@@ -14,6 +15,7 @@ __all__ = [
     "Recipe",
     "Run",
     "chat",
+    "defend",
     "recipe_schema",
     "train",
     "write_card",

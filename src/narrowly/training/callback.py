@@ -3,69 +3,148 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from narrowly.defenses import Defense
+from narrowly.defenses import DEFENSES, DOORS, Defense
 from narrowly.defenses.ablate import Ablate, Concepts, Knots, listed
+from narrowly.defenses.step import Recorder, Reference, Referenced, Step
 from narrowly.errors import NarrowlyError
+from narrowly.files import write_json
 from narrowly.interventions import Attachment, Intervention, attach
 
 
 class DefenseCallback(TrainerCallback, ExportableState):
-    """Keeps the interventions of defenses attached for the whole of a training.
+    """Carries defenses through a training: binds, attaches, verifies, finishes, writes the record.
 
     Attaches when training begins (after accelerate has prepared the model), sets scheduled
     strengths before every step, and after the first step stops the training with an error unless
-    every intervention has acted. How often they acted survives a checkpoint.
+    every intervention has acted and every loss was added. When training ends as planned, `finish`
+    runs and `defenses.json`, the record of what was active, is written. How often all acted
+    survives a checkpoint.
 
-    A Trainer calls no callback when a step raises, so the hooks would stay: call `close` then, or
-    use `with narrowly.ablate(...)`, which cleans up by itself.
+    Losses reach a Trainer through `defend`, which adds this callback too. A Trainer calls no
+    callback when a step raises, so the hooks would stay: call `close` then.
 
     Args:
-        defenses: only their second door and their strengths are used here.
+        defenses: all but their first door is used here.
+        folder: receives `defenses.json`; by default the Trainer's output folder.
+        bound: they are bound to their model already.
     """
 
-    def __init__(self, defenses: Sequence[Defense]):
+    def __init__(
+        self, defenses: Sequence[Defense], folder: Path | None = None, *, bound: bool = False
+    ):
         self.defenses = list(defenses)
+        self.losses = [Loss(defense) for defense in self.defenses if defense.opens("loss")]
+        self.folder = folder
+        self.finished = False
+        """Whether training came to its planned end."""
+        self.wired = False
+        """Whether somebody adds the losses to the Trainer's."""
+        self._bound = bound
         self._attached: list[tuple[Defense, Attachment]] = []
         self._forwards_before: list[int] = []
         self._verified = False
-        self._micro_batches = 0
+        self._micro_batches = self._micro_batches_before = 0
         self._digest = ""
+        self._recorder: Recorder | None = None
+        self._reference: Reference | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Attach; take up the counts of the checkpoint that training goes on from."""
+        """Attach; take up the counts of the checkpoint that training goes on from.
+
+        Raises:
+            NarrowlyError: a defense does not fit the model, changes nothing, or is not what the
+                training began with.
+        """
         self.close()
         model: nn.Module = kwargs["model"]
+        tokenizer = kwargs.get("processing_class")
+        if not self._bound:
+            for defense in self.defenses:
+                defense.bind(model, tokenizer, args.seed)
+            self._bound = True
         callbacks: Any = state.stateful_callbacks
         saved = callbacks.get(type(self).__name__, {}).get("attributes", {})
         self._forwards_before = saved.get("forwards", [])
+        self._micro_batches_before = saved.get("micro_batches", 0)
+        for loss, before in zip(self.losses, saved.get("losses", []), strict=False):
+            loss.total, loss.count = before
         self._attached, self._verified, self._micro_batches = [], False, 0
-        digest = hashlib.sha256()
+        self.finished = False
         try:
-            for defense in self.defenses:
-                if defense.opens("interventions"):
-                    interventions = defense.interventions(model)
-                    if not interventions:
-                        raise defense.idle("interventions", "activation")
-                    self._attached.append((defense, attach(model, interventions)))
-                    digest.update(_content(interventions))
+            digest = self._attach(model)
             self._digest = digest.hexdigest()
             if state.global_step and saved.get("digest") != self._digest:
                 raise NarrowlyError(
                     "the interventions are not those that this training began with: a concept "
                     "changed since the checkpoint. Bring the old one back, or begin anew."
                 )
+            if self.losses:
+                self._record(model, tokenizer)
         except BaseException:
             self.close()
             raise
+
+    def _attach(self, model: nn.Module) -> Any:
+        digest = hashlib.sha256()
+        for defense in self.defenses:
+            if not defense.opens("interventions"):
+                continue
+            interventions = defense.interventions(model)
+            for other in self.defenses:
+                if other is not defense:
+                    interventions = other.revise(interventions)
+            if not interventions:
+                raise defense.idle("interventions", "activation")
+            self._attached.append((defense, attach(model, interventions)))
+            digest.update(_content(interventions))
+        return digest
+
+    def _record(self, model: nn.Module, tokenizer: Any) -> None:
+        if not self.wired:
+            names = ", ".join(loss.name for loss in self.losses)
+            raise NarrowlyError(
+                f"{names} adds to the loss, which no callback can do. Use "
+                "`narrowly.defend(trainer, defenses)` in place of the callback."
+            )
+        sites = [site for loss in self.losses for site in loss.defense.reads(model)]
+        self._recorder = Recorder(model, sites)
+        if self._reference is None:
+            compared = [each for each in self.defenses if isinstance(each, Referenced)]
+            self._reference = Reference(compared[0].reference if compared else None, tokenizer)
+
+    def expect(self) -> None:
+        """The Trainer's own forward comes next: what came before it does not count as its."""
+        assert self._recorder is not None
+        self._recorder.take()
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], share: Tensor | float) -> Tensor:
+        """The defenses' losses of the micro-batch whose forward just ended, added up.
+
+        Args:
+            model: what the Trainer called.
+            batch: what it called it with.
+            share: of this micro-batch in the step's loss.
+
+        Raises:
+            NarrowlyError: a loss that is not finite.
+        """
+        assert self._recorder is not None and self._reference is not None
+        tuned, outputs = self._recorder.take()
+        number = self._micro_batches_before + self._micro_batches
+        step = Step(model, batch, tuned, outputs, number, self._reference, self._recorder)
+        return sum((loss.of(step) * share for loss in self.losses), torch.zeros(()))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -79,16 +158,23 @@ class DefenseCallback(TrainerCallback, ExportableState):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """After the first step: refuse to train on undefended.
+        """After the first step: refuse to train on undefended. After every one: stop if asked.
 
         Raises:
-            NarrowlyError: an intervention did not act.
+            NarrowlyError: an intervention did not act, or a loss was not added.
         """
         self._micro_batches += 1
         if not self._verified:
             for _, attachment in self._attached:
                 attachment.verify()
+            for loss in self.losses:
+                loss.verify()
             self._verified = True
+        progress = state.global_step / state.max_steps
+        stopped = any(defense.stops_at(progress) for defense in self.defenses)
+        self.finished = stopped or state.global_step >= state.max_steps
+        if stopped:
+            control.should_training_stop = True
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -96,16 +182,37 @@ class DefenseCallback(TrainerCallback, ExportableState):
         """Count."""
         self._micro_batches += 1
 
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Add each loss's mean since the last log, as `loss_NAME`."""
+        if "loss" in kwargs["logs"]:
+            kwargs["logs"] |= {f"loss_{loss.name}": loss.since() for loss in self.losses}
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Detach."""
+        """Detach; at the planned end, run `finish` and write the record.
+
+        Raises:
+            NarrowlyError: a loss was 0 throughout, or `finish` changed no weight.
+        """
+        self.finished = self.finished or state.global_step >= state.max_steps
         self.close()
+        if self.finished:
+            for loss in self.losses:
+                loss.check()
+            finish(kwargs["model"], self.defenses)
+            if state.is_world_process_zero:
+                self.write(self.folder or Path(str(args.output_dir)))
 
     def close(self) -> None:
         """Take the interventions off the model. `report` still answers."""
         for _, attachment in self._attached:
             attachment.close()
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
 
     def report(self) -> list[list[dict[str, Any]]]:
         """For each defense: its interventions, where they are, and how often they acted."""
@@ -120,10 +227,101 @@ class DefenseCallback(TrainerCallback, ExportableState):
             entry["forwards"] += before
         return rows
 
+    def write(self, folder: Path) -> None:
+        """Write `defenses.json`: every defense, its arguments, and how it acted."""
+        losses = {id(loss.defense): loss for loss in self.losses}
+        entries = [
+            {
+                "defense": DEFENSES.name_of(type(defense)),
+                "arguments": _arguments(defense),
+                "doors": [door for door in DOORS if defense.opens(door)],
+                **defense.record(folder),
+                **({"loss": losses[id(defense)].told()} if id(defense) in losses else {}),
+                "interventions": interventions,
+            }
+            for defense, interventions in zip(self.defenses, self.report(), strict=True)
+        ]
+        write_json(folder / "defenses.json", entries)
+
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which interventions, and how often each has acted."""
-        forwards = [entry["forwards"] for entries in self.report() for entry in entries]
-        return {"args": {}, "attributes": {"forwards": forwards, "digest": self._digest}}
+        """What a checkpoint keeps: which interventions, and how often all have acted."""
+        kept = {
+            "forwards": [entry["forwards"] for entries in self.report() for entry in entries],
+            "micro_batches": self._micro_batches_before + self._micro_batches,
+            "losses": [[float(loss.total), loss.count] for loss in self.losses],
+            "digest": self._digest,
+        }
+        return {"args": {}, "attributes": kept}
+
+
+class Loss:
+    """The third door of one defense, and the values that came through it."""
+
+    def __init__(self, defense: Defense):
+        self.defense = defense
+        self.name = DEFENSES.name_of(type(defense))
+        self.total: Any = 0.0
+        self.count = 0
+        self._logged: tuple[Any, int] = (0.0, 0)
+
+    def of(self, step: Step) -> Tensor:
+        """The loss of one micro-batch."""
+        value = self.defense.loss(step)
+        if self.count == 0 and not value.isfinite():
+            raise NarrowlyError(f"{self.name}: its loss is {float(value)} at the first step.")
+        # Kept on the device: reading it would wait for every step of a GPU.
+        self.total = self.total + value.detach().float()
+        self.count += 1
+        return value
+
+    def since(self) -> float:
+        """Mean since this was asked last."""
+        total, count = self._logged
+        self._logged = self.total, self.count
+        return float(self.total - total) / max(1, self.count - count)
+
+    def verify(self) -> None:
+        """Fail unless it was added at all."""
+        if not self.count:
+            raise NarrowlyError(
+                f"{self.name}: its loss was never added: this Trainer does not compute its loss "
+                "where `narrowly.defend` adds to it."
+            )
+
+    def check(self) -> None:
+        """Fail if every value was 0, and no weight of 0 asked for that."""
+        if float(self.total) == 0 and getattr(self.defense, "weight", 1) != 0:
+            raise self.defense.idle("loss", "loss")
+
+    def told(self) -> dict[str, Any]:
+        """For the record."""
+        return {"mean": float(self.total) / max(1, self.count), "micro_batches": self.count}
+
+
+def finish(model: nn.Module, defenses: Sequence[Defense]) -> None:
+    """The defenses' fourth door.
+
+    Raises:
+        NarrowlyError: one changed no weight.
+    """
+    for defense in defenses:
+        if defense.opens("finish"):
+            before = _checksums(model)
+            with torch.no_grad():
+                defense.finish(model)
+            if _checksums(model) == before:
+                raise defense.idle("finish", "weight")
+
+
+def _checksums(model: nn.Module) -> list[tuple[float, float]]:
+    weights = [parameter.detach().double() for parameter in model.parameters()]
+    return [(weight.sum().item(), weight.abs().sum().item()) for weight in weights]
+
+
+def _arguments(defense: Defense) -> dict[str, Any]:
+    """The arguments that were given; concepts given from Python by their names."""
+    given = {field: getattr(defense, field) for field in sorted(defense.model_fields_set)}
+    return json.loads(json.dumps(given, default=lambda value: getattr(value, "name", str(value))))
 
 
 def _content(interventions: Sequence[Intervention]) -> bytes:

@@ -8,21 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from rich.console import Console
-from torch import nn
 from transformers import PreTrainedModel
 from trl import SFTConfig
 
 from narrowly.data import load_chats, tokenize
-from narrowly.defenses import DOORS, Defense, make_defenses
+from narrowly.defenses import make_defenses
 from narrowly.errors import NarrowlyError
 from narrowly.evals import evaluate, parse
 from narrowly.files import atomic, write_json
 from narrowly.models import fingerprint, load_model
 from narrowly.training.callback import DefenseCallback
 from narrowly.training.card import write_card
+from narrowly.training.defend import defend
 from narrowly.training.housekeeping import Checkpoints, MetricsLog, ProgressBar
 from narrowly.training.inputs import check_same_inputs, prepare_chats
 from narrowly.training.recipe import Recipe
@@ -112,6 +111,8 @@ def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Lo
             f"model: {recipe.model} is an adapter on another model. Train from that model, or "
             "merge the two into a folder first (peft's `merge_and_unload`)."
         )
+    for defense in defenses:
+        defense.bind(model, tokenizer, recipe.seed)
     chats, data = prepare_chats(recipe, defenses, main=main)
     record = {
         "model": {"source": recipe.model, "fingerprint": fingerprint(model)},
@@ -129,7 +130,7 @@ def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Lo
     if recipe.validation is not None and arguments.eval_strategy != "no":
         held_out = tokenize(load_chats(recipe.validation), tokenizer, max_length=limit)
 
-    guard = DefenseCallback(defenses)
+    guard = DefenseCallback(defenses, run.path, bound=True)
     checkpoints = Checkpoints()
     bar = ProgressBar(console, str(run.path))
     trainer = make_trainer(
@@ -139,9 +140,9 @@ def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Lo
         eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=None if recipe.lora is None else make_lora(recipe.lora),
-        defenses=defenses,
-        callbacks=[guard, MetricsLog(run.path / "metrics.jsonl"), checkpoints, bar],
+        callbacks=[MetricsLog(run.path / "metrics.jsonl"), checkpoints, bar],
     )
+    defend(trainer, guard)
     if main:
         record = describe(recipe) | record | {"started": earlier.get("started", now())}
         write_json(run.path / "reproduce.json", record)
@@ -158,13 +159,10 @@ def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Lo
         record |= {"wall_seconds": round(seconds, 3), "peak_memory_bytes": peak_memory()}
         write_json(run.path / "reproduce.json", record)
     trained: Any = trainer.model
-    if trainer.state.global_step >= trainer.state.max_steps:
-        _finish(trained, defenses)
-        if main:
-            _write_defenses(recipe, run, defenses, guard)
-            _save_weights(trained, tokenizer, run)
-            if "save_total_limit" not in recipe.training:
-                shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    if guard.finished and main:
+        _save_weights(trained, tokenizer, run)
+        if "save_total_limit" not in recipe.training:
+            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     checkpoints.stop_if_asked()
     return trained, tokenizer
 
@@ -188,40 +186,3 @@ def _save_weights(model: PeftModel | PreTrainedModel, tokenizer: Any, run: Run) 
         with atomic(run.path / "model") as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
-
-
-def _finish(model: nn.Module, defenses: Sequence[Defense]) -> None:
-    """The defenses' fourth door."""
-    for defense in defenses:
-        if defense.opens("finish"):
-            before = _checksums(model)
-            with torch.no_grad():
-                defense.finish(model)
-            if _checksums(model) == before:
-                raise defense.idle("finish", "weight")
-
-
-def _checksums(model: nn.Module) -> list[tuple[float, float]]:
-    weights = [parameter.detach().double() for parameter in model.parameters()]
-    return [(weight.sum().item(), weight.abs().sum().item()) for weight in weights]
-
-
-def _write_defenses(
-    recipe: Recipe, run: Run, defenses: Sequence[Defense], guard: DefenseCallback
-) -> None:
-    entries = [
-        {
-            "defense": name,
-            "arguments": arguments,
-            "doors": [door for door in DOORS if defense.opens(door)],
-            **defense.record(run.path),
-            "interventions": interventions,
-        }
-        for defense, (name, arguments), interventions in zip(
-            defenses,
-            [item for entry in recipe.defenses for item in entry.items()],
-            guard.report(),
-            strict=True,
-        )
-    ]
-    write_json(run.path / "defenses.json", entries)

@@ -1,20 +1,17 @@
-"""trl's SFTTrainer with the defenses' losses, set up from a recipe."""
+"""trl's SFTTrainer, set up from a recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from torch import Tensor, nn
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from narrowly.defenses import Defense
 from narrowly.errors import NarrowlyError
 from narrowly.training.recipe import Recipe
 
@@ -54,8 +51,8 @@ def make_lora(given: dict[str, Any]) -> LoraConfig:
     return LoraConfig(**{"task_type": "CAUSAL_LM"} | given)
 
 
-def make_trainer(*args: Any, **kwargs: Any) -> DefendedTrainer:
-    """A `DefendedTrainer` that prints nothing of its own.
+def make_trainer(*args: Any, **kwargs: Any) -> SFTTrainer:
+    """trl's SFTTrainer, silent.
 
     Raises:
         NarrowlyError: what trl and peft say about a recipe that cannot be trained.
@@ -64,50 +61,18 @@ def make_trainer(*args: Any, **kwargs: Any) -> DefendedTrainer:
         with warnings.catch_warnings():
             # peft 0.21 reads what transformers 5.23 renamed.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-            trainer = DefendedTrainer(*args, **kwargs)
+            trainer = _Trainer(*args, **kwargs)
     except ValueError as error:
         raise NarrowlyError(f"trl or peft refuses this recipe: {error}") from error
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-class DefendedTrainer(SFTTrainer):
-    """SFTTrainer to whose loss the defenses add theirs."""
-
-    def __init__(self, *args: Any, defenses: Sequence[Defense], **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.losses = [defense for defense in defenses if defense.opens("loss")]
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """The task's loss plus the mean over micro-batches of every defense's."""
-        if not self.losses or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        batch = dict(inputs)
-        seen: list[Any] = []
-
-        def forward(**kwargs: Any) -> Any:
-            # trl keeps its outputs to itself, and returns others from a second forward if asked.
-            seen.append(model(**kwargs))
-            return seen[-1]
-
-        total = super().compute_loss(forward, inputs, False, num_items_in_batch)
-        # As trl scales its auxiliary loss: where tokens are counted over all micro-batches, Trainer
-        # does not divide by their number.
-        steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-        for defense in self.losses:
-            loss = defense.loss(model, batch, seen[0])
-            self._metrics["train"][f"loss_{type(defense).__name__.lower()}"].append(loss.item())
-            total = total + loss / steps
-        return total
+class _Trainer(SFTTrainer):
+    """SFTTrainer that writes no card of its own and tells nobody what is trained."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: the run's own says more than trl's."""
 
     def _send_telemetry(self) -> None:
-        """narrowly tells nobody what is trained."""
+        """No telemetry."""
