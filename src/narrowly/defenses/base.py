@@ -31,6 +31,11 @@ class Defense(BaseModel):
     it overrides a defense must change something, or the run stops: there is no silent no-op.
     Defenses of one recipe compose: data pass through them in the order listed, interventions are
     attached in that order, losses add up, and `finish` runs in that order.
+
+    The docstring of each holds, in this order: one line that says what it does; the formula and its
+    source; a paragraph `Needs: ...` (beyond the model: logits of the reference, an adapter, an SAE,
+    data; or `Needs: nothing.`); a paragraph `Known failure: ...`; and `Attributes:`, a line or more
+    for every field, with the published default and its unit. `narrowly defenses` shows all of it.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
