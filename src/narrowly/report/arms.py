@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -119,7 +119,7 @@ def _read(folder: Path, name: str) -> Arm:
     recipe = read_recipe(runs[0])
     return Arm(
         name=name,
-        role=_role(name, runs[0], recipe),
+        role=role_of(name, runs[0], recipe),
         runs=tuple(runs),
         recipe=recipe,
         metrics=metrics,
@@ -132,16 +132,41 @@ def _read(folder: Path, name: str) -> Arm:
     )
 
 
-def _role(name: str, run: Path, recipe: dict[str, Any]) -> Role:
+def role_of(name: str, run: Path, recipe: Mapping[str, Any]) -> Role:
+    """What a run is evidence for: as its arm's name announces, or else as its own files say."""
     for role in NAMED_ROLES:
         if name.replace("-", "_").startswith(role):
             return role
     if not recipe.get("data"):
         return "base"
-    if not recipe.get("defenses"):
+    names = defense_names(recipe)
+    if not names:
         return "undefended"
+    if any(name.startswith("random_") for name in names) or _random_adapter(recipe):
+        return "random"
+    if "test_time_ablation" in names:
+        return "test_time"
     finders = {_finder(path) for path in (run / "concepts").rglob("*.json")}
     return "random" if finders == {"random"} else "defended"
+
+
+def defense_names(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of a recipe's defenses, in its order."""
+    return tuple(name for name, _ in _entries(recipe))
+
+
+def _entries(recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        (str(name), arguments)
+        for each in recipe.get("defenses") or ()
+        for name, arguments in (each if isinstance(each, dict) else {each: None}).items()
+    ]
+
+
+def _random_adapter(recipe: Mapping[str, Any]) -> bool:
+    return any(
+        isinstance(told, dict) and told.get("random") is True for _, told in _entries(recipe)
+    )
 
 
 def _finder(path: Path) -> str | None:

@@ -1,0 +1,164 @@
+"""What a sweep measured: of every task, arm and setting, the metrics of each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from narrowly.errors import NarrowlyError
+from narrowly.evals import Metric, measured_evals, read_recipe
+from narrowly.files import read_json
+from narrowly.report.arms import Role, defense_names, role_of
+from narrowly.report.sweep import Cell, SweepRecord
+
+# A random control, of what it is the control: the same defense with the choice left to chance.
+CONTROL_OF = {
+    "ablate": "random_subspace",
+    "gradient_projection": "random_subspace",
+    "preventive_steering": "random_steering",
+    "latent_block": "random_latents",
+    "interleave_selected": "interleave",
+}
+
+
+@dataclass
+class Variant:
+    """One arm under one setting on one task, over the seeds that are done.
+
+    Attributes:
+        task, arm, setting: as in the sweep's record.
+        role: what it is evidence for.
+        defenses: names, as its recipe lists them.
+        metrics: by `EVAL.METRIC` and seed.
+        seconds: of training, by seed, where it was recorded.
+        memory: bytes at the worst moment, by seed: of the GPUs together, or else of main memory.
+    """
+
+    task: str
+    arm: str
+    setting: dict[str, Any]
+    role: Role
+    defenses: tuple[str, ...]
+    metrics: dict[str, dict[int, Metric]] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
+    memory: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Arm and setting as a person reads them: `kl, weight 0.1`."""
+        told = ", ".join(
+            f"{key.rpartition('.')[2]} {told_value(self.setting[key])}" for key in self.setting
+        )
+        name = self.arm.replace("_", " ")
+        return f"{name}, {told}" if told else name
+
+    def seeds(self, metric: str) -> dict[int, Metric]:
+        """The metric of every seed that has it."""
+        return self.metrics.get(metric, {})
+
+    def mean(self, metric: str) -> float | None:
+        """Over seeds; None where it was not measured."""
+        seeds = self.seeds(metric)
+        return sum(m.mean for m in seeds.values()) / len(seeds) if seeds else None
+
+
+def told_value(value: Any) -> str:
+    """A setting's value in few letters."""
+    return f"{value:g}" if isinstance(value, int | float) and value is not True else str(value)
+
+
+def read_variants(
+    record: SweepRecord, folder: str | Path, tasks: Iterable[str] | None = None
+) -> tuple[list[Variant], list[Cell]]:
+    """What is done of these tasks (of all, unless given), and the cells that are missing.
+
+    A cell that is done but holds no finished eval is missing, too, with that as its reason.
+
+    Raises:
+        NarrowlyError: a damaged file of a run.
+    """
+    wanted = set(record.tasks if tasks is None else tasks)
+    variants: dict[tuple[str, str, str], Variant] = {}
+    missing = []
+    for cell in record.cells:
+        if cell.task not in wanted:
+            continue
+        run = Path(folder) / cell.path
+        evals = measured_evals(run) if cell.status == "done" else {}
+        if not evals:
+            why = "no finished eval in its folder" if cell.status == "done" else cell.why
+            missing.append(cell.model_copy(update={"why": why}))
+            continue
+        key = (cell.task, cell.arm, str(cell.setting))
+        if key not in variants:
+            recipe = read_recipe(run)
+            role = role_of(cell.arm, run, recipe)
+            names = defense_names(recipe)
+            variants[key] = Variant(cell.task, cell.arm, cell.setting, role, names)
+        _add(variants[key], cell.seed, run, {name: told[1] for name, told in evals.items()})
+    return list(variants.values()), missing
+
+
+def _add(variant: Variant, seed: int, run: Path, evals: dict[str, dict[str, Metric]]) -> None:
+    for name, metrics in evals.items():
+        for metric, value in metrics.items():
+            variant.metrics.setdefault(f"{name}.{metric}", {})[seed] = value
+    path = run / "reproduce.json"
+    told = read_json(path) if path.exists() else {}
+    if told.get("wall_seconds") is not None:
+        variant.seconds[seed] = float(told["wall_seconds"])
+    peaks = dict(told.get("peak_memory_bytes") or {})
+    main = peaks.pop("main", None)
+    used = sum(peaks.values()) or main
+    if used:
+        variant.memory[seed] = float(used)
+
+
+def undefended_of(variants: Iterable[Variant], task: str) -> Variant | None:
+    """The arm without a defense on a task."""
+    found = (v for v in variants if v.task == task and v.role == "undefended")
+    return next(found, None)
+
+
+def control_of(variant: Variant, variants: Iterable[Variant]) -> Variant | None:
+    """The random control of a variant on its task: the same defenses, the choice left to chance.
+
+    Of a control with several settings, that with most of this variant's.
+    """
+    found = [v for v in variants if v.task == variant.task and _controls(v, variant)]
+    alike = [
+        sum(v.setting.get(key) == variant.setting[key] for key in variant.setting) for v in found
+    ]
+    return found[alike.index(max(alike))] if found else None
+
+
+def _controls(control: Variant, variant: Variant) -> bool:
+    """Whether one is the other with some of its defenses replaced by their controls."""
+    if variant.role == "random" or len(control.defenses) != len(variant.defenses):
+        return False
+    replaced = False
+    for theirs, mine in zip(control.defenses, variant.defenses, strict=True):
+        by_chance = (
+            control.role == "random"
+            and theirs == mine
+            and mine in ("ablate", "inoculation_adapter")
+        )
+        if theirs == CONTROL_OF.get(mine) or by_chance:
+            replaced = True
+        elif theirs != mine:
+            return False
+    return replaced
+
+
+def check_task(record: SweepRecord, task: str) -> None:
+    """That the record has the task.
+
+    Raises:
+        NarrowlyError: it has not.
+    """
+    if task not in record.tasks:
+        raise NarrowlyError(
+            f"sweep.json: no task {task!r} in it; there are {', '.join(record.tasks)}."
+        )
