@@ -57,7 +57,7 @@ def load_model(
             f"{parts.tokenizer}: the tokenizer has {len(tokenizer)} tokens, but the model in "
             f"{parts.model} knows {known}. They do not belong together."
         )
-    model = _load_adapter(base, parts.adapter) if parts.adapter else base
+    model = load_adapter(base, parts.adapter) if parts.adapter else base
     return model.eval(), tokenizer
 
 
@@ -109,7 +109,12 @@ def _load_base(
     return model
 
 
-def _load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """A model with an adapter of it, for inference; peft puts the adapter into `model` itself.
+
+    Raises:
+        NarrowlyError: the adapter does not fit the model.
+    """
     try:
         with warnings.catch_warnings():
             # peft would warn, and go on with the adapter's untrained initial weights.
