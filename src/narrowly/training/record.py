@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from accelerate.state import PartialState
 
 from narrowly.training.recipe import Recipe
 
@@ -32,6 +33,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(i) for i in gpus],
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "parallel": PartialState().distributed_type.value,
         },
     }
 

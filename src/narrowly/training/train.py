@@ -10,6 +10,7 @@ from typing import Any
 
 from peft import PeftModel
 from rich.console import Console
+from torch import Tensor
 from transformers import PreTrainedModel
 from trl import SFTConfig
 
@@ -24,6 +25,7 @@ from narrowly.training.card import write_card
 from narrowly.training.defend import defend
 from narrowly.training.housekeeping import Checkpoints, MetricsLog, ProgressBar
 from narrowly.training.inputs import check_same_inputs, prepare_chats
+from narrowly.training.processes import sharding, whole_weights
 from narrowly.training.recipe import Recipe
 from narrowly.training.record import describe, now, peak_memory
 from narrowly.training.run import Run
@@ -99,13 +101,15 @@ def _train_one(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console)
     write_card(run)
 
 
-def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Loaded:
-    """Train until the weights lie in the run's folder; returns model and tokenizer."""
+def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Loaded | None:
+    """Train until the weights lie in the run's folder; returns model and tokenizer if whole."""
     started = time.monotonic()
     main = arguments.should_save
     resume = run.checkpoint()
     defenses = make_defenses(recipe.defenses)
-    model, tokenizer = load_model(recipe.model, device=arguments.device, **_model_options(recipe))
+    # FSDP gives each device its part of the weights; no device need hold them all.
+    device = "cpu" if sharding() else arguments.device
+    model, tokenizer = load_model(recipe.model, device=device, **_model_options(recipe))
     if isinstance(model, PeftModel):
         raise NarrowlyError(
             f"model: {recipe.model} is an adapter on another model. Train from that model, or "
@@ -159,12 +163,14 @@ def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Lo
         record |= {"wall_seconds": round(seconds, 3), "peak_memory_bytes": peak_memory()}
         write_json(run.path / "reproduce.json", record)
     trained: Any = trainer.model
+    gathered = whole_weights(trained) if guard.finished else None
     if guard.finished and main:
-        _save_weights(trained, tokenizer, run)
+        _save_weights(trained, tokenizer, run, gathered)
         if "save_total_limit" not in recipe.training:
             shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     checkpoints.stop_if_asked()
-    return trained, tokenizer
+    # A model in parts answers only in all processes at once; one of them measures the saved run.
+    return None if gathered is not None else (trained, tokenizer)
 
 
 def _model_options(recipe: Recipe) -> dict[str, Any]:
@@ -176,13 +182,18 @@ def _model_options(recipe: Recipe) -> dict[str, Any]:
     return options
 
 
-def _save_weights(model: PeftModel | PreTrainedModel, tokenizer: Any, run: Run) -> None:
+def _save_weights(
+    model: PeftModel | PreTrainedModel,
+    tokenizer: Any,
+    run: Run,
+    gathered: dict[str, Tensor] | None,
+) -> None:
     """The last thing written in training: its presence says that training is done."""
     if isinstance(model, PeftModel):
         with atomic(run.path / "adapter") as part:
-            model.save_pretrained(str(part))
+            model.save_pretrained(str(part), state_dict=gathered)
             (part / "README.md").unlink(missing_ok=True)  # peft's empty card; the run has its own
     else:
         with atomic(run.path / "model") as part:
-            model.save_pretrained(part)
+            model.save_pretrained(part, state_dict=gathered)
             tokenizer.save_pretrained(part)

@@ -13,6 +13,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from narrowly.errors import NarrowlyError
+from narrowly.training.processes import sharding_on_cpu
 from narrowly.training.recipe import Recipe
 
 
@@ -70,6 +71,11 @@ def make_trainer(*args: Any, **kwargs: Any) -> SFTTrainer:
 
 class _Trainer(SFTTrainer):
     """SFTTrainer that writes no card of its own and tells nobody what is trained."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """With FSDP on the CPU too."""
+        with sharding_on_cpu():
+            super().create_accelerator_and_postprocess()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: the run's own says more than trl's."""
