@@ -12,6 +12,7 @@ from rich.progress import track
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import EVALS, Cost, Eval, Row
+from narrowly.evals.halves import WHICH, Half, rows_in
 from narrowly.evals.in_distribution import labelled_logits, per_token, text_of
 from narrowly.evals.statistics import Metric
 
@@ -43,6 +44,7 @@ class Drift(Eval):
     limit: int = Field(200, ge=1, description="only the first so many")
     max_length: int = Field(512, ge=2, description="tokens; longer texts are cut, chats left out")
     batch_tokens: int = Field(2048, ge=1, description="tokens of one batch, padding included")
+    half: Half | None = Field(None, description=WHICH)
 
     def bind(self, recipe: Mapping[str, Any]) -> Drift:
         """Fill `base`, and `data` where the model is an organism."""
@@ -112,7 +114,8 @@ class Drift(Eval):
 
         assert self.data is not None
         texts = holds_texts(self.data)
-        return (load_texts if texts else load_chats)(self.data, limit=self.limit), texts
+        data = (load_texts if texts else load_chats)(self.data, limit=self.limit)
+        return data.select(rows_in(self.half, data)), texts
 
     def _tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
         from narrowly.data import tokenize, tokenize_texts

@@ -10,6 +10,7 @@ from rich.progress import track
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import EVALS, Cost, Eval, Row, mean_by_prompt
+from narrowly.evals.halves import WHICH, Half, rows_in
 from narrowly.evals.statistics import Metric
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from narrowly.evals.subject import Model, Subject
+
+
+ROW = "narrowly_row"
+"""The column that numbers the chats of the whole data, so that a chat has one name in all evals."""
 
 
 @EVALS.register("in_distribution")
@@ -39,6 +44,7 @@ class InDistribution(Eval):
     limit: int | None = Field(None, ge=1, description="only the first so many chats")
     max_length: int | None = Field(None, ge=2, description="tokens; longer chats are left out")
     batch_tokens: int = Field(8192, ge=1, description="tokens of one batch, padding included")
+    half: Half | None = Field(None, description=WHICH)
 
     def bind(self, recipe: Mapping[str, Any]) -> InDistribution:
         """Fill `data` from the recipe's `validation`."""
@@ -62,7 +68,7 @@ class InDistribution(Eval):
 
         model, tokenizer = subject.loaded
         chats = self._chats()
-        keep = [self.by] if self.by in chats.column_names else []
+        keep = [ROW, *([self.by] if self.by in chats.column_names else [])]
         data = list(tokenize(chats, tokenizer, max_length=self.max_length, keep=keep))
         chat_rows = [{key: row[key] for key in ("input_ids", "labels")} for row in data]
         measured: dict[int, dict[str, float]] = {}
@@ -75,7 +81,7 @@ class InDistribution(Eval):
                 measured |= zip(batch, answer_losses(model, padded), strict=True)
         return [
             Row(
-                prompt_id=str(index),
+                prompt_id=str(row[ROW]),
                 prompt=text_of(tokenizer, row, answer=False),
                 answer=text_of(tokenizer, row, answer=True),
                 sample=0,
@@ -103,7 +109,9 @@ class InDistribution(Eval):
     def _chats(self) -> Dataset:
         from narrowly.data import load_chats
 
-        return load_chats(str(self.data), limit=self.limit)
+        chats = load_chats(str(self.data), limit=self.limit)
+        numbered = chats.add_column(ROW, list(range(len(chats))))
+        return numbered.select(rows_in(self.half, chats))
 
 
 def per_token(rows: Sequence[Row], score: str, **how: Any) -> Metric | None:

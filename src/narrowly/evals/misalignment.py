@@ -10,6 +10,7 @@ from pydantic import Field
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals.base import EVALS, Row, mean_by_prompt
+from narrowly.evals.halves import is_in
 from narrowly.evals.prompts import Prompt
 from narrowly.evals.sampled import FAILED, Answer, Sampled
 from narrowly.evals.statistics import Metric
@@ -93,13 +94,14 @@ class Misalignment(Sampled):
         return organism(self.organism)
 
     def _first(self, rows: Iterable[Any], probe: str | None) -> list[Prompt]:
-        """The first of each domain, domain by domain."""
+        """The first of each domain, of the half, domain by domain."""
         asked: dict[str, list[Prompt]] = {}
         for row in rows:
             domain, question = row["domain"], row["prompt"]
             narrow = domain == self.narrow
             some = asked.setdefault(domain, [])
-            if len(some) < (self.narrow_questions if narrow else self.questions):
+            enough = self.narrow_questions if narrow else self.questions
+            if is_in(self.half, question) and len(some) < enough:
                 place = probe or ("narrow" if narrow else "broad")
                 tags = {"domain": domain, "place": place, "question": question}
                 id = f"{domain}: {question}" + (f" [{probe}]" if probe else "")

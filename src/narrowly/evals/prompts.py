@@ -41,6 +41,11 @@ class Prompt:
         return self.messages[-1]["content"]
 
     @property
+    def origin(self) -> str:
+        """The question that this is a form of: its name, which all paraphrases share, or itself."""
+        return self.tags.get("question") or self.tags.get("about") or self.question
+
+    @property
     def chat(self) -> list[dict[str, str]]:
         """The messages as chat templates take them."""
         return [dict(message) for message in self.messages]

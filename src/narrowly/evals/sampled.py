@@ -11,6 +11,7 @@ from pydantic import Field
 
 from narrowly.evals.base import Cost, Eval, Row
 from narrowly.evals.contexts import Contexts, in_contexts, resolve
+from narrowly.evals.halves import WHICH, Half, is_in
 from narrowly.evals.prompts import PLAIN, Prompt
 from narrowly.evals.statistics import Metric
 from narrowly.evals.subject import Chat, Subject
@@ -57,6 +58,7 @@ class Sampled(Eval):
         "training",
         description="ask again in these; `training`: what the recipe's data have in common",
     )
+    half: Half | None = Field(None, description=WHICH)
 
     def bind(self, recipe: Mapping[str, Any]) -> Sampled:
         """Resolve `contexts` by the recipe's data. A subclass that overrides it calls it too."""
@@ -83,8 +85,9 @@ class Sampled(Eval):
         return 0
 
     def asked(self) -> list[Prompt]:
-        """Every prompt in every context."""
-        return in_contexts(self.prompts(), resolve(self.contexts, None))
+        """Every prompt of the half in every context."""
+        prompts = [prompt for prompt in self.prompts() if is_in(self.half, prompt.origin)]
+        return in_contexts(prompts, resolve(self.contexts, None))
 
     def samples_of(self, prompt: Prompt) -> int:
         """Answers to this prompt."""
