@@ -265,8 +265,9 @@ class Loss:
         self._logged: tuple[Any, int] = (0.0, 0)
 
     def of(self, step: Step) -> Tensor:
-        """The loss of one micro-batch."""
-        value = self.defense.loss(step)
+        """The loss of one micro-batch; a weight of 0 costs nothing, and trains as if undefended."""
+        weight = getattr(self.defense, "weight", 1)
+        value = self.defense.loss(step) if weight else torch.zeros(())
         if self.count == 0 and not value.isfinite():
             raise NarrowlyError(f"{self.name}: its loss is {float(value)} at the first step.")
         # Kept on the device: reading it would wait for every step of a GPU.
