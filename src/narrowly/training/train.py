@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftModel
 from rich.console import Console
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig
 
 from narrowly.data import load_chats, tokenize
@@ -39,6 +39,7 @@ def train(
     overrides: Sequence[str] = (),
     *,
     progress: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Run:
     """Train what a recipe says, defended as it says, and measure the result.
 
@@ -50,6 +51,7 @@ def train(
         recipe: a recipe or its YAML file.
         overrides: `key=value` settings, such as `training.max_steps=50`.
         progress: show on the terminal what is going on.
+        callbacks: of the Trainer, after those of the run; what they raise ends the training.
 
     Raises:
         NarrowlyError: a mistake in the recipe, its data or concepts; an intervention or defense
@@ -75,7 +77,7 @@ def train(
             if arguments.should_save:
                 run.claim(recipe)
                 part.claim(its_recipe)
-            _train_one(its_recipe, part, arguments, console)
+            _train_one(its_recipe, part, arguments, console, callbacks)
         except BaseException:
             if arguments.should_save:
                 part.forget_if_empty()
@@ -84,12 +86,18 @@ def train(
     return run
 
 
-def _train_one(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> None:
+def _train_one(
+    recipe: Recipe,
+    run: Run,
+    arguments: SFTConfig,
+    console: Console,
+    callbacks: Sequence[TrainerCallback],
+) -> None:
     loaded = None
     if run.trained:
         console.print(f"{run.path} is trained already")
     else:
-        loaded = _fit(recipe, run, arguments, console)
+        loaded = _fit(recipe, run, arguments, console, callbacks)
     if not arguments.should_save:
         return
     if recipe.evals:
@@ -101,7 +109,13 @@ def _train_one(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console)
     write_card(run)
 
 
-def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Loaded | None:
+def _fit(
+    recipe: Recipe,
+    run: Run,
+    arguments: SFTConfig,
+    console: Console,
+    callbacks: Sequence[TrainerCallback],
+) -> Loaded | None:
     """Train until the weights lie in the run's folder; returns model and tokenizer if whole."""
     started = time.monotonic()
     main = arguments.should_save
@@ -144,7 +158,7 @@ def _fit(recipe: Recipe, run: Run, arguments: SFTConfig, console: Console) -> Lo
         eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=None if recipe.lora is None else make_lora(recipe.lora),
-        callbacks=[MetricsLog(run.path / "metrics.jsonl"), checkpoints, bar],
+        callbacks=[MetricsLog(run.path / "metrics.jsonl"), checkpoints, bar, *callbacks],
     )
     defend(trainer, guard)
     if main:
