@@ -9,10 +9,14 @@ from narrowly.evals.samples import Samples, read_samples
 from narrowly.evals.statistics import (
     Interval,
     Metric,
+    Pair,
     bootstrap,
     difference,
     interval,
+    mean_difference,
+    mean_over,
     minimum_detectable,
+    ratio,
 )
 from narrowly.evals.targets import read_recipe, seed_folders
 
@@ -21,6 +25,7 @@ __all__ = [
     "Eval",
     "Interval",
     "Metric",
+    "Pair",
     "Plan",
     "Row",
     "Samples",
@@ -30,10 +35,13 @@ __all__ = [
     "evaluate",
     "interval",
     "mean_by_prompt",
+    "mean_difference",
+    "mean_over",
     "measured_evals",
     "minimum_detectable",
     "parse",
     "plan",
+    "ratio",
     "read_recipe",
     "read_samples",
     "seed_folders",

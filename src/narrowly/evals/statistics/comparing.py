@@ -27,7 +27,7 @@ def difference(ours: Sequence[Metric], theirs: Sequence[Metric]) -> Interval:
         NarrowlyError: as `interval`.
     """
     one, other = interval(ours), interval(theirs)
-    alike = _correlation(Spread(ours), Spread(theirs))
+    alike = correlation(Spread(ours), Spread(theirs))
     apart = one.mean - other.mean
     return Interval(
         mean=apart,
@@ -54,7 +54,7 @@ def minimum_detectable(*intervals: Interval) -> float:
     return reach * (1 + normal.inv_cdf(POWER) / normal.inv_cdf(0.975))
 
 
-def _correlation(one: Spread, other: Spread) -> float:
+def correlation(one: Spread, other: Spread) -> float:
     """Of the means of two arms, by what they share of seeds and prompts."""
     scale = sqrt(one.variance * other.variance)
     return 0.0 if scale == 0 else max(-1.0, min(1.0, covariance(one, other).total / scale))
