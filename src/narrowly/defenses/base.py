@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Intervention, Site
+from narrowly.interventions.sites import bare
 from narrowly.registry import Registry, unknown
-from narrowly.settings import FieldError, build
+from narrowly.settings import Entry, FieldError, build, entry
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,6 +41,9 @@ class Defense(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    _bound_to: Any = PrivateAttr(default=None)
+    _prepared: bool = PrivateAttr(default=False)
 
     def bind(self, model: nn.Module, tokenizer: Any, seed: int) -> None:
         """Before everything else, once: the model that will be trained, peft not yet around it.
@@ -108,16 +113,19 @@ class Defense(BaseModel):
 DEFENSES: Registry[type[Defense]] = Registry("defense", "narrowly.defenses")
 
 
-def make_defenses(entries: list[dict[str, dict[str, Any]]]) -> list[Defense]:
-    """Defenses of a recipe's list `[{name: {field: value}}, ...]`.
+def make_defenses(entries: Sequence[Defense | Entry | str]) -> list[Defense]:
+    """Defenses of a recipe's list, `[{name: {field: value}}, ...]`; those made already stay.
 
     Raises:
         FieldError: an unknown name or field (with the nearest known one), a wrong type, or two that
             cannot be together.
     """
     made: list[tuple[tuple[str, ...], Defense]] = []
-    for position, entry in enumerate(entries):
-        for name, arguments in entry.items():
+    for position, item in enumerate(entries):
+        if isinstance(item, Defense):
+            made.append((("defenses", str(position)), item))
+            continue
+        for name, arguments in entry("defenses", item).items():
             where: tuple[str, ...] = ("defenses", str(position), name)
             if name not in DEFENSES.names():
                 raise FieldError(where, str(unknown("defense", name, DEFENSES.names())))
@@ -126,3 +134,12 @@ def make_defenses(entries: list[dict[str, dict[str, Any]]]) -> list[Defense]:
         if (why := one.refuses(other)) is not None:
             raise FieldError(where, why)
     return [defense for _, defense in made]
+
+
+def bind_all(defenses: Sequence[Defense], model: nn.Module, tokenizer: Any, seed: int) -> None:
+    """`bind` each defense to a model, unless it is bound to this very one."""
+    inner = bare(model)
+    for defense in defenses:
+        if defense._bound_to is None or defense._bound_to() is not inner:
+            defense.bind(model, tokenizer, seed)
+            defense._bound_to = weakref.ref(inner)
