@@ -154,7 +154,9 @@ class Step:
         One forward serves every defense of the run. No dropout, no intervention, no adapter in it.
         """
         if self._base is None:
-            inputs = {k: v for k, v in self.batch.items() if k not in ("labels", "use_cache")}
+            inputs: dict[str, Any] = {k: v for k, v in self.batch.items() if k != "labels"}
+            # With a cache transformers takes packed chats for one.
+            inputs["use_cache"] = False
             with self.reference.opened(self.bare) as model:
                 # Under FSDP every forward has to end; elsewhere the head's work is spared.
                 whole = isinstance(model, FSDPModule)
@@ -177,7 +179,8 @@ class Step:
         device = next(self.model.parameters()).device
         batch = {key: value.to(device) for key, value in batch.items()}
         inputs = {key: value for key, value in batch.items() if key != "labels"}
-        self.model(**inputs, use_cache=False)
+        # What the head says is not read, but under FSDP it has to run.
+        self.model(**inputs, use_cache=False, logits_to_keep=1)
         tuned, outputs = self.recorder.take()
         return Step(self.model, batch, tuned, outputs, self.number, self.reference, self.recorder)
 
@@ -194,6 +197,12 @@ def squared_distance(step: Step, sites: Sequence[Site]) -> Float[Tensor, "batch 
             f"no trained weight reaches {', '.join(map(str, sites))}, so a loss there teaches "
             "nothing. Choose later layers, or non-reentrant gradient checkpointing."
         )
+    for site, h in zip(sites, tuned, strict=True):
+        if h.shape != (wanted := step.base[site].shape):
+            raise NarrowlyError(
+                f"reference: its activations at {site} are {wanted[-1]} wide and the trained "
+                f"model's {h.shape[-1]}. Name the model it was trained from."
+            )
     parts = [
         (h.float() - step.base[site].float()).square().sum(-1)
         for site, h in zip(sites, tuned, strict=True)
