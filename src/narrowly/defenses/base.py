@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,10 +79,11 @@ class Defense(BaseModel):
         """What stays attached whenever the trained model answers; kept in the run's folder."""
         return []
 
-    def strength_at(self, progress: float) -> float | None:
+    def strength_at(self, progress: float) -> float | Mapping[Site, float] | None:
         """Strength of the interventions at `progress` (0 = first step, 1 = end of training).
 
-        None, the default, leaves every strength as it was built.
+        A number for all of them, or one for each site. None, the default, leaves every strength as
+        it was built.
         """
         return None
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from narrowly.errors import NarrowlyError
 from narrowly.interventions.edits import Intervention
 from narrowly.interventions.hooks import Bound, PortHook, State
-from narrowly.interventions.sites import bare, resolve
+from narrowly.interventions.sites import Site, bare, resolve
 from narrowly.interventions.tokens import describe
 
 
@@ -128,10 +128,17 @@ class Attachment:
                     "(model.train() and model.eval() tell the phases apart)."
                 )
 
-    def set_strength(self, strength: float) -> None:
-        """Set the strength of every intervention, in place (between steps, not within one)."""
+    def set_strength(self, strength: float | Mapping[Site, float]) -> None:
+        """Set strengths, in place (between steps, not within one).
+
+        Args:
+            strength: of every intervention; or of those at some sites, the others keeping theirs.
+        """
         for bound in self.bounds:
-            bound.edit.strength.fill_(strength)
+            if not isinstance(strength, Mapping):
+                bound.edit.strength.fill_(strength)
+            elif bound.edit.site in strength:
+                bound.edit.strength.fill_(strength[bound.edit.site])
 
     @contextmanager
     def suspend(self) -> Iterator[None]:
