@@ -108,7 +108,10 @@ class TestChoice:
 
     def test_nothing_undesired_is_an_error(self, model):
         concept = make_concept(model, verdict="undecided")
-        with pytest.raises(NarrowlyError, match=r"nothing to ablate.*persona: undecided"):
+        with pytest.raises(
+            NarrowlyError,
+            match=r"ablate: no concept has the verdict undesired \(persona: undecided",
+        ):
             Ablate(concepts=[concept]).interventions(model)
 
     def test_unknown_name_names_the_nearest(self, model):

@@ -96,5 +96,5 @@ def test_close_takes_the_hooks_off_after_an_error(setting, concepts):
 def test_nothing_to_ablate_stops_the_training(setting, model_folder):
     model, _ = load_model(model_folder)
     concept = make_concept(model, verdict="keep")
-    with pytest.raises(NarrowlyError, match="nothing to ablate"):
+    with pytest.raises(NarrowlyError, match="no concept has the verdict undesired"):
         setting(callbacks=[AblationCallback(concept)]).train()

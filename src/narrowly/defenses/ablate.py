@@ -9,60 +9,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import TypedDict, Unpack
 
-import numpy as np
 import torch
-from pydantic import Field, PrivateAttr, field_validator
 from torch import nn
 
-from narrowly.concepts import Concept, load_concepts, save_concepts
-from narrowly.defenses.base import DEFENSES, Defense
+from narrowly.concepts import Concept
+from narrowly.defenses.base import DEFENSES
+from narrowly.defenses.chosen import Graded, Strength
 from narrowly.errors import NarrowlyError
-from narrowly.interventions import Attachment, Intervention, ProjectOut, attach, layer
-from narrowly.registry import unknown
+from narrowly.interventions import Add, Attachment, Intervention, ProjectOut, attach
+from narrowly.interventions.edits import Gradient
+from narrowly.settings import FieldError, build
 
 Concepts = str | Path | Concept | Sequence[Concept]
-Knots = list[tuple[float, float]]
 
 
 @DEFENSES.register("ablate")
-class Ablate(Defense):
+class Ablate(Graded):
     """Train with the undesired concepts projected out of the activations.
+
+    `h <- h - strength * (h - c) Q Q^T` at every token of every training forward, Q the orthonormal
+    columns of all concepts at a site together, c = 0 or the base model's mean; in the graph, so
+    that no gradient passes along Q either. Casademunt et al. 2025 (arXiv 2507.16795).
+
+    Needs: concepts, with a verdict.
+
+    Known failure: zero is an arbitrary value, and where the base model's projections are far from
+    it the ablation steers (Chen et al. 2025, arXiv 2507.21509, J.4): `centred` is the remedy.
+    Where concepts of task and harm overlap, the task is not learned. In a few replications a wrong
+    component, or one of several, had no effect.
 
     Attributes:
         concepts: a folder of concepts (or, from Python, the concepts themselves).
         names: which of them; by default those whose verdict is undesired.
-        strength: 1 removes the subspace, 0 leaves it; or knots [[progress, strength], ...] with
-            progress from 0 to 1, between which the strength is interpolated linearly.
-        centred: keep the base model's mean in the subspace instead of zero (which is arbitrary).
-        gradient: "through" the projection (as published), or only the "forward" or "backward" half.
+        strength: 1 (as published) removes the subspace, 0 leaves it. Or knots [[progress,
+            strength], ...], progress from 0 to 1, between which it is interpolated linearly:
+            [[0, 0], [0.1, 1]] warms up over the first tenth, [[0.5, 1], [1, 0]] decays over the
+            second half. Or either for each layer, {10: 1, 20: 0.5}: then only at these layers.
         layers: only these of the concepts' layers.
         any_model: accept concepts that were found on another model of the same width.
+        centred: keep the base model's mean in the subspace instead of zero (as published).
+        gradient: "through" the projection (as published), or only the "forward" or "backward" half.
     """
 
-    concepts: str | list[Concept]
-    names: list[str] | None = None
-    strength: float | Knots = 1.0
     centred: bool = False
-    gradient: Literal["through", "forward", "backward"] = "through"
-    layers: list[int] | None = Field(default=None, min_length=1)
-    any_model: bool = False
-
-    _used: list[Concept] = PrivateAttr(default_factory=list)
-
-    @field_validator("strength")
-    @classmethod
-    def _knots_ascend(cls, strength: float | Knots) -> float | Knots:
-        if isinstance(strength, list) and (
-            len(strength) < 2
-            or any(before[0] >= after[0] for before, after in pairwise(strength))
-            or not all(0 <= progress <= 1 for progress, _ in strength)
-        ):
-            raise ValueError("knots are at least two [progress, strength], progress rising in 0..1")
-        return strength
+    gradient: Gradient = "through"
 
     def interventions(self, model: nn.Module) -> list[Intervention]:
         """One projection per site, over the span of every concept used there.
@@ -71,57 +65,47 @@ class Ablate(Defense):
             NarrowlyError: no concept is undesired, a name or layer is unknown, or the concepts were
                 found on another model.
         """
-        if isinstance(self.concepts, str):
-            concepts = load_concepts(self.concepts, model, self.any_model)
-        else:
-            concepts = self.concepts
-        self._used = _choose(concepts, self.names, str(self.concepts))
-        projections = [
-            projection
-            for concept in self._used
-            for projection in concept.interventions(centred=self.centred, phases=("train",))
-        ]
-        if self.layers is not None:
-            projections = _at_layers(projections, self.layers)
-        merged = _one_per_site(projections)
-        strength = self.strength[0][1] if isinstance(self.strength, list) else self.strength
-        for projection in merged:
+        projections = one_per_site(self.used(model), self.centred)
+        for projection in projections:
             projection.gradient = self.gradient
-            projection.strength.fill_(strength)
-        return list(merged)
+        return self.dosed(projections)
 
-    def strength_at(self, progress: float) -> float | None:
-        """The interpolated strength where knots were given."""
-        if not isinstance(self.strength, list):
-            return None
-        knots = np.array(self.strength)
-        return float(np.interp(progress, knots[:, 0], knots[:, 1]))
-
-    def record(self, folder: Path) -> dict[str, Any]:
-        """Names and verdicts of the concepts, and a copy of them in `folder/concepts`.
+    def revise(self, interventions: list[Intervention]) -> list[Intervention]:
+        """Those of another defense, as they are.
 
         Raises:
-            NarrowlyError: another `ablate` of the same run used another concept of the same name.
+            NarrowlyError: one adds what is ablated at the same site.
         """
-        for concept in self._used:
-            path = folder / "concepts" / f"{concept.name}.json"
-            if not path.exists():
-                save_concepts([concept], path.parent)
-            elif not _same(concept, load_concepts(path)[0]):
-                raise NarrowlyError(f"{path}: another concept of this name is already there.")
-        return {"concepts": {c.name: c.verdict.value for c in self._used}}
+        if self.gradient == "backward":
+            return interventions
+        bases = {p.site: p.basis for p in one_per_site(self._at_layers(), self.centred)}
+        for each in interventions:
+            if not isinstance(each, Add) or each.site not in bases:
+                continue
+            inside = (each.vector @ bases[each.site]).norm() / each.vector.norm()
+            if inside > 0.9:
+                raise NarrowlyError(
+                    f"{self.name} removes at {each.site} what another defense of this recipe adds "
+                    "there: they undo each other. Leave one of them out, or give them different "
+                    "concepts or `layers`."
+                )
+        return interventions
+
+
+class Options(TypedDict, total=False):
+    """The arguments of `Ablate` beside the concepts; see there."""
+
+    names: list[str] | None
+    strength: Strength
+    layers: list[int] | None
+    any_model: bool
+    centred: bool
+    gradient: Gradient
 
 
 @contextmanager
 def ablate(
-    model: nn.Module,
-    concepts: Concepts,
-    *,
-    names: list[str] | None = None,
-    strength: float = 1.0,
-    centred: bool = False,
-    gradient: Literal["through", "forward", "backward"] = "through",
-    layers: list[int] | None = None,
+    model: nn.Module, concepts: Concepts, **options: Unpack[Options]
 ) -> Iterator[Attachment]:
     """Project concepts out of `model` while it trains inside the block, around anyone's loop.
 
@@ -131,26 +115,33 @@ def ablate(
     Args:
         model: any torch module at whose sites the concepts live.
         concepts: a folder of concepts, a concept, or several.
-        names: which of them; by default those whose verdict is undesired.
-        strength: 1 removes the subspace, 0 leaves it; change it with `Attachment.set_strength`.
-        centred: keep the base model's mean in the subspace instead of zero.
-        gradient: "through" the projection, or only the "forward" or "backward" half.
-        layers: only these of the concepts' layers.
+        options: `names`, `strength`, `layers`, `any_model`, `centred` and `gradient`, as a recipe
+            gives them to `Ablate`; a strength without knots, since only a Trainer tells progress
+            (change it with `Attachment.set_strength`).
 
     Raises:
-        NarrowlyError: nothing to ablate, another model's concepts, or, at the end of the block, a
-            projection that never acted because no training forward reached it.
+        NarrowlyError: nothing to ablate, another model's concepts, an argument that is wrong, or,
+            at the end of the block, a projection that never acted because no training forward
+            reached it.
     """
-    defense = Ablate(
-        concepts=listed(concepts),
-        names=names,
-        strength=strength,
-        centred=centred,
-        gradient=gradient,
-        layers=layers,
-    )
+    defense = make_ablate(concepts, **options)
+    if defense.strength_at(0.0) is not None:
+        raise FieldError(
+            ("strength",),
+            "knots follow the progress of a Trainer (narrowly.defend). Give a number here, and "
+            "change it between steps with the attachment's `set_strength`.",
+        )
     with attach(model, defense.interventions(model)) as attachment:
         yield attachment
+
+
+def make_ablate(concepts: Concepts, **options: Unpack[Options]) -> Ablate:
+    """An `Ablate` as Python asks for it.
+
+    Raises:
+        FieldError: an argument is unknown or wrong.
+    """
+    return build(Ablate, {"concepts": listed(concepts), **options})
 
 
 def listed(concepts: Concepts) -> str | list[Concept]:
@@ -160,52 +151,18 @@ def listed(concepts: Concepts) -> str | list[Concept]:
     return [concepts] if isinstance(concepts, Concept) else list(concepts)
 
 
-def _choose(concepts: list[Concept], names: list[str] | None, where: str) -> list[Concept]:
-    """Concepts by name, or the undesired ones."""
-    by_name = {concept.name: concept for concept in concepts}
-    if names is not None:
-        for name in names:
-            if name not in by_name:
-                raise unknown("concept", name, sorted(by_name))
-        chosen = [by_name[name] for name in names]
-    else:
-        chosen = [concept for concept in concepts if concept.verdict.value == "undesired"]
-    if not chosen:
-        verdicts = ", ".join(f"{c.name}: {c.verdict.value}" for c in concepts) or "no concept"
-        raise NarrowlyError(
-            f"ablate: nothing to ablate, no concept has the verdict undesired ({verdicts}). "
-            "Give a verdict with `narrowly concepts drop`, or choose concepts with `names`."
-        )
-    return chosen
-
-
-def _same(one: Concept, other: Concept) -> bool:
-    return one.subspaces.keys() == other.subspaces.keys() and all(
-        torch.equal(subspace.basis, other.subspaces[site].basis)
-        and torch.equal(subspace.centre, other.subspaces[site].centre)
-        for site, subspace in one.subspaces.items()
-    )
-
-
-def _at_layers(projections: list[ProjectOut], layers: list[int]) -> list[ProjectOut]:
-    wanted = {str(layer(i)): i for i in layers}
-    known = {str(projection.site) for projection in projections}
-    absent = [str(i) for site, i in wanted.items() if site not in known]
-    if absent:
-        raise NarrowlyError(
-            f"ablate: the concepts have no subspace at layer {', '.join(absent)}. "
-            f"They have: {', '.join(sorted(known))}."
-        )
-    return [projection for projection in projections if str(projection.site) in wanted]
-
-
-def _one_per_site(projections: list[ProjectOut]) -> list[ProjectOut]:
-    """Join the subspaces that share a site.
+def one_per_site(concepts: Sequence[Concept], centred: bool) -> list[ProjectOut]:
+    """The projections of concepts, those that share a site joined.
 
     Projecting them out one after the other would bring part of the first back wherever the two are
     not orthogonal; their span is projected out instead. Its centre c solves `Q_i^T c = Q_i^T c_i`
     for every subspace i in least squares.
     """
+    projections = [
+        projection
+        for concept in concepts
+        for projection in concept.interventions(centred=centred, phases=("train",))
+    ]
     by_site = groupby(sorted(projections, key=lambda p: str(p.site)), key=lambda p: str(p.site))
     return [_joined(list(group)) for _, group in by_site]
 

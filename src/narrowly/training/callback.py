@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from narrowly.defenses import DEFENSES, DOORS, Defense
-from narrowly.defenses.ablate import Ablate, Concepts, Knots, listed
+from narrowly.defenses.ablate import Concepts, Options, make_ablate
 from narrowly.defenses.step import Recorder, Reference, Referenced, Step
 from narrowly.errors import NarrowlyError
 from narrowly.files import write_json
@@ -343,33 +343,13 @@ class AblationCallback(DefenseCallback):
 
     Args:
         concepts: a folder of concepts, a concept, or several.
-        names: which of them; by default those whose verdict is undesired.
-        strength: a number, or knots [(progress, strength), ...] interpolated over the training.
-        centred: keep the base model's mean in the subspace instead of zero.
-        gradient: "through" the projection, or only the "forward" or "backward" half.
-        layers: only these of the concepts' layers.
+        options: `names`, `strength`, `layers`, `any_model`, `centred` and `gradient`, as a recipe
+            gives them to `Ablate`.
 
     Raises:
-        NarrowlyError: when training begins: nothing to ablate, another model's concepts; after the
-            first step: a projection that did not act.
+        NarrowlyError: an argument that is wrong; when training begins: nothing to ablate, another
+            model's concepts; after the first step: a projection that did not act.
     """
 
-    def __init__(
-        self,
-        concepts: Concepts,
-        *,
-        names: list[str] | None = None,
-        strength: float | Knots = 1.0,
-        centred: bool = False,
-        gradient: Literal["through", "forward", "backward"] = "through",
-        layers: list[int] | None = None,
-    ):
-        ablate = Ablate(
-            concepts=listed(concepts),
-            names=names,
-            strength=strength,
-            centred=centred,
-            gradient=gradient,
-            layers=layers,
-        )
-        super().__init__([ablate])
+    def __init__(self, concepts: Concepts, **options: Unpack[Options]):
+        super().__init__([make_ablate(concepts, **options)])
