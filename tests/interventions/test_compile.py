@@ -7,12 +7,13 @@ import pytest
 import torch
 from tests.tiny import tiny_model
 
-from narrowly.interventions import Add, ProjectOut, attach, layer, site
+from narrowly.interventions import Add, AddLowRank, ProjectOut, attach, layer, site
 
 IDS = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
 EDITS = [
     ProjectOut(torch.linalg.qr(torch.randn(32, 3))[0], layer(0)),
     Add(torch.ones(32), site("*.1.mlp"), tokens="last"),
+    AddLowRank(torch.randn(32, 2), torch.randn(2, 32), site("*.q_proj")),
 ]
 
 

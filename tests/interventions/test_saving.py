@@ -5,6 +5,7 @@ from tests.tiny import tiny_model
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import (
     Add,
+    AddLowRank,
     Clamp,
     Function,
     LowRankAffine,
@@ -34,6 +35,7 @@ def edits():
         Clamp(draw(D), layer(1), low=-1, high=2.5),
         Noise(0.3, layer(1), seed=9, phases=("eval", "train"), gradient="forward"),
         LowRankAffine(draw(D, 2), draw(2, D), site("*.1.mlp"), bias=draw(D)),
+        AddLowRank(draw(D, 3), draw(3, D), site("*.q_proj")),
     ]
 
 

@@ -4,6 +4,7 @@ from narrowly.interventions.attach import Attachment, attach
 from narrowly.interventions.capture import Captured, capture
 from narrowly.interventions.edits import (
     Add,
+    AddLowRank,
     Clamp,
     Function,
     Intervention,
@@ -20,6 +21,7 @@ from narrowly.interventions.sites import Site, decoder_layers, layer, resolve, s
 
 __all__ = [
     "Add",
+    "AddLowRank",
     "Attachment",
     "Captured",
     "Clamp",

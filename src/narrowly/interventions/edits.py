@@ -54,6 +54,8 @@ class Intervention(nn.Module):
 
     name: ClassVar[str]
     portable: ClassVar[bool] = True
+    reads_input: ClassVar[bool] = False
+    """Does `forward` take what the module was given as well, beside what it returned?"""
     strength: Tensor
     token_mask: Tensor | None
     row_mask: Tensor | None
@@ -412,6 +414,57 @@ class LowRankAffine(Intervention):
         """The activations, mapped."""
         mapped = h + (h @ self.down.to(h.dtype)) @ self.up.to(h.dtype)
         return mapped if self.bias is None else mapped + self.bias.to(h.dtype)
+
+
+class AddLowRank(Intervention):
+    """Add a low-rank map of what the module was given: `h + (x D) U`, x its input.
+
+    An adapter beside a linear module, as LoRA is: D = A^T, U = scale B^T.
+
+    Args:
+        down: D [d_in, r].
+        up: U [r, d_out].
+
+    Raises:
+        NarrowlyError: the two do not fit each other; the site is no module's whole output.
+    """
+
+    name = "add_low_rank"
+    reads_input = True
+    down: Tensor
+    up: Tensor
+
+    def __init__(
+        self,
+        down: Float[Tensor, "d_in r"],
+        up: Float[Tensor, "r d_out"],
+        site: Site,
+        **fields: Unpack[Fields],
+    ):
+        super().__init__(site, **fields)
+        self._hold("down", down)
+        self._hold("up", up)
+        if self.down.ndim != 2 or self.up.ndim != 2 or self.down.shape[1] != self.up.shape[0]:
+            raise NarrowlyError(
+                f"{self.name} at {site}: down {tuple(down.shape)} and up {tuple(up.shape)} "
+                "must be [d_in, r] and [r, d_out]."
+            )
+        if site.suffix:
+            raise NarrowlyError(f"{self.name} at {site}: it adds to a module's whole output only.")
+
+    @property
+    def width(self) -> int:
+        """Columns of U."""
+        return self.up.shape[1]
+
+    def forward(self, h: Tensor, given: Float[Tensor, "... d_in"]) -> Tensor:  # type: ignore[override]
+        """The activations plus the map of the module's input."""
+        if given.shape[-1] != self.down.shape[0]:
+            raise NarrowlyError(
+                f"{self.name} at {self.site}: made for inputs {self.down.shape[0]} wide, but the "
+                f"module is given {given.shape[-1]}. It was made for another model or site."
+            )
+        return h + given.to(h.dtype) @ self.down.to(h.dtype) @ self.up.to(h.dtype)
 
 
 class Function(Intervention):

@@ -48,25 +48,30 @@ class Bound:
         self.holder = None if self.place.parent is None else self.place.parent._modules
         self.key = self.place.name.removesuffix(edit.site.suffix).rpartition(".")[2]
 
-    def __call__(self, carried: Any, index: int | str) -> Any:
-        """What the port carries, edited."""
+    def __call__(self, carried: Any, index: int | str, *given: Tensor) -> Any:
+        """What the port carries, edited; `given` is the module's input, if the edit reads it."""
         whole = read(carried, index, self.place.name)
         columns = self.place.columns
         h = whole if columns is None else self.place.part(whole)
         if not self.checked and not torch.compiler.is_compiling():
-            self.check(h)
+            self.check(h, *given)
         if self.state.checking:
             self.fired = True
             return carried
         if not self.acts():
             return carried
         _mark(self)
-        edited = self.apply(h)
+        edited = self.apply(h, *given)
         if columns is not None:
             edited = torch.cat(
                 [whole[..., : columns.start], edited, whole[..., columns.stop :]], -1
             )
         return edited if whole is carried else write(carried, index, edited)
+
+    def given(self, args: tuple, kwargs: dict) -> Tensor:
+        """What the module was given: the first of its arguments."""
+        index = input_index(0, args, kwargs)
+        return read(kwargs if isinstance(index, str) else args, index, self.place.name)
 
     def acts(self) -> bool:
         """Is this forward in one of the intervention's phases?"""
@@ -88,16 +93,16 @@ class Bound:
             )
         return forward
 
-    def apply(self, h: Tensor) -> Tensor:
+    def apply(self, h: Tensor, *given: Tensor) -> Tensor:
         """`h + strength * mask * (edit(h) - h)`, in fp32 or better, cast back."""
         edit, device = self.edit, h.device
         if edit.strength.device != device:
             edit.to(device)
         if torch.is_autocast_enabled(device.type):
             with torch.autocast(device.type, enabled=False):
-                edited = self.blend(h)
+                edited = self.blend(h, *given)
         else:  # entering the context costs more than most edits of one token
-            edited = self.blend(h)
+            edited = self.blend(h, *given)
         # x - x.detach() is exactly 0 with the gradient of x.
         if edit.gradient == "forward":
             return h - h.detach() + edited.detach()
@@ -105,13 +110,13 @@ class Bound:
             return edited - edited.detach() + h.detach()
         return edited
 
-    def blend(self, h: Tensor) -> Tensor:
+    def blend(self, h: Tensor, *given: Tensor) -> Tensor:
         """`h` moved towards the edit by the weight."""
         exact = h if h.dtype in _EXACT else h.float()
         weight = self.edit.strength if self.everywhere else self.weight(h)
         if weight.dtype != exact.dtype:
             weight = weight.to(exact.dtype)
-        edited = torch.lerp(exact, self.edit.forward(exact), weight)
+        edited = torch.lerp(exact, self.edit.forward(exact, *given), weight)
         return edited if exact is h else edited.to(h.dtype)
 
     def weight(self, h: Tensor) -> Tensor:
@@ -142,7 +147,7 @@ class Bound:
         return mask.to(h.device).reshape(*h.shape[:-1], 1)
 
     @torch.no_grad()
-    def check(self, h: Tensor) -> None:
+    def check(self, h: Tensor, *given: Tensor) -> None:
         """Try the edit once on real activations: width, values, and what a projection promises."""
         edit, where = self.edit, f"{self.edit.name} at {self.place.name}"
         if edit.width not in (None, h.shape[-1]):
@@ -155,7 +160,7 @@ class Bound:
         edit.to(h.device)
         with torch.autocast(h.device.type, enabled=False):
             exact = h.detach().to(torch.promote_types(h.dtype, torch.float32))
-            edited = edit(exact)
+            edited = edit(exact, *given)
             residual = edit.residual(exact, edited.to(h.dtype).to(exact.dtype))
         if exact.isfinite().all() and not edited.isfinite().all():
             raise NarrowlyError(f"{where}: the edit makes the activations non-finite.")
@@ -182,7 +187,7 @@ class PortHook:
         # First of the port's hooks, so that others (such as transformers' `output_hidden_states`)
         # see what the model goes on with.
         if port == "output":
-            self.handle = module.register_forward_hook(self.output, prepend=True)
+            self.handle = module.register_forward_hook(self.output, prepend=True, with_kwargs=True)
         else:
             self.handle = module.register_forward_pre_hook(
                 self.input, prepend=True, with_kwargs=True
@@ -198,12 +203,13 @@ class PortHook:
                 return owner
         return cls(module, port)
 
-    def output(self, module: nn.Module, args: tuple, output: Any) -> Any:
+    def output(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Forward hook: edit what the module returns."""
         for bound in self.bounds:
             if bound.holder is not None and bound.holder.get(bound.key) is not module:
                 raise _replaced(bound)
-            output = bound(output, bound.edit.site.index)
+            given = (bound.given(args, kwargs),) if bound.edit.reads_input else ()
+            output = bound(output, bound.edit.site.index, *given)
         return output
 
     def input(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
