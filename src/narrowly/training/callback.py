@@ -10,15 +10,19 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from narrowly.defenses import DEFENSES, DOORS, Defense
+from narrowly.defenses.base import bind_all
 from narrowly.defenses.ablate import Concepts, Options, make_ablate
 from narrowly.defenses.step import Recorder, Reference, Referenced, Step
 from narrowly.errors import NarrowlyError
 from narrowly.files import write_json
 from narrowly.interventions import Attachment, Intervention, attach
+from narrowly.interventions.sites import bare
+from narrowly.training.processes import mean_over_processes
 
 
 class DefenseCallback(TrainerCallback, ExportableState):
@@ -36,12 +40,9 @@ class DefenseCallback(TrainerCallback, ExportableState):
     Args:
         defenses: all but their first door is used here.
         folder: receives `defenses.json`; by default the Trainer's output folder.
-        bound: they are bound to their model already.
     """
 
-    def __init__(
-        self, defenses: Sequence[Defense], folder: Path | None = None, *, bound: bool = False
-    ):
+    def __init__(self, defenses: Sequence[Defense], folder: Path | None = None):
         self.defenses = list(defenses)
         self.losses = [Loss(defense) for defense in self.defenses if defense.opens("loss")]
         self.folder = folder
@@ -49,7 +50,6 @@ class DefenseCallback(TrainerCallback, ExportableState):
         """Whether training came to its planned end."""
         self.wired = False
         """Whether somebody adds the losses to the Trainer's."""
-        self._bound = bound
         self._attached: list[tuple[Defense, Attachment]] = []
         self._forwards_before: list[int] = []
         self._verified = False
@@ -70,10 +70,8 @@ class DefenseCallback(TrainerCallback, ExportableState):
         self.close()
         model: nn.Module = kwargs["model"]
         tokenizer = kwargs.get("processing_class")
-        if not self._bound:
-            for defense in self.defenses:
-                defense.bind(model, tokenizer, args.seed)
-            self._bound = True
+        self.check(model, args)
+        bind_all(self.defenses, bare(model), tokenizer, args.seed)
         callbacks: Any = state.stateful_callbacks
         saved = callbacks.get(type(self).__name__, {}).get("attributes", {})
         self._forwards_before = saved.get("forwards", [])
@@ -95,6 +93,33 @@ class DefenseCallback(TrainerCallback, ExportableState):
         except BaseException:
             self.close()
             raise
+
+    def check(self, model: nn.Module, args: TrainingArguments) -> None:
+        """Fail if what the Trainer will do keeps a defense from acting.
+
+        Raises:
+            NarrowlyError: its first door was not opened, copies of the model run in threads, or
+                the weights that it changes after training are in parts.
+        """
+        for defense in self.defenses:
+            name = DEFENSES.name_of(type(defense))
+            if defense.opens("prepare_data") and not defense._prepared:
+                raise NarrowlyError(
+                    f"{name} changes the chats to train on, and they did not pass through it. "
+                    "Make the defenses once, `defenses = narrowly.make_defenses(...)`, then train "
+                    "on `narrowly.prepare_data(chats, defenses)` and give the same defenses here."
+                )
+            if defense.opens("finish") and isinstance(model, FSDPModule):
+                raise NarrowlyError(
+                    f"{name} changes the trained weights, of which FSDP leaves each process a "
+                    "part. Train with DDP or in one process."
+                )
+        if args.n_gpu > 1:
+            raise NarrowlyError(
+                f"{args.n_gpu} GPUs in one process: torch's DataParallel would train copies that "
+                "no defense sees. Start with `accelerate launch`, or show this process one GPU "
+                "(CUDA_VISIBLE_DEVICES=0)."
+            )
 
     def _attach(self, model: nn.Module) -> Any:
         digest = hashlib.sha256()
@@ -201,6 +226,7 @@ class DefenseCallback(TrainerCallback, ExportableState):
         self.close()
         if self.finished:
             for loss in self.losses:
+                loss.total = mean_over_processes(loss.total)
                 loss.check()
             finish(kwargs["model"], self.defenses)
             if state.is_world_process_zero:
@@ -279,7 +305,7 @@ class Loss:
         """Mean since this was asked last."""
         total, count = self._logged
         self._logged = self.total, self.count
-        return float(self.total - total) / max(1, self.count - count)
+        return mean_over_processes(self.total - total) / max(1, self.count - count)
 
     def verify(self) -> None:
         """Fail unless it was added at all."""
