@@ -30,15 +30,10 @@ def prepare_chats(
         NarrowlyError: data that cannot be read, or a defense that changed none of them.
     """
     chats = load_chats(recipe.data)
-    given = digest = fingerprint(chats)
+    given = fingerprint(chats)
     record: dict[str, Any] = {"train": {"source": recipe.data, "rows": len(chats), "sha256": given}}
-    for defense in defenses:
-        if defense.opens("prepare_data"):
-            before = digest
-            chats = defense.prepare_data(chats)
-            digest = fingerprint(chats)
-            if digest == before:
-                raise defense.idle("prepare_data", "row")
+    chats = open_first_door(chats, defenses)
+    digest = fingerprint(chats)
     record["train"] |= {"defended_rows": len(chats), "defended_sha256": digest}
     if recipe.validation is not None:
         held_out = load_chats(recipe.validation)
@@ -56,6 +51,22 @@ def prepare_chats(
         if leaks and main:
             logger.warning(leaks.describe(recipe.data, recipe.validation))
     return chats, record
+
+
+def open_first_door(chats: Dataset, defenses: Sequence[Defense]) -> Dataset:
+    """Chats (column `messages`) after the defenses' first door.
+
+    Raises:
+        NarrowlyError: a defense that changed none of them.
+    """
+    for defense in defenses:
+        if defense.opens("prepare_data"):
+            before = fingerprint(chats)
+            chats = defense.prepare_data(chats)
+            if fingerprint(chats) == before:
+                raise defense.idle("prepare_data", "row")
+            defense._prepared = True
+    return chats
 
 
 def check_same_inputs(run: Run, record: dict[str, Any]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
+import torch
 import torch.distributed as dist
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
@@ -55,10 +56,10 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
     return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 
-def mean_over_processes(value: float) -> float:
+def mean_over_processes(value: Tensor | float) -> float:
     """The mean of a number that each process has; every process must call this."""
     if not (dist.is_available() and dist.is_initialized()):
-        return value
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return sum(values) / len(values)
+        return float(value)
+    total = torch.tensor(float(value), device=PartialState().device)
+    dist.all_reduce(total)
+    return float(total) / dist.get_world_size()

@@ -16,6 +16,7 @@ from trl import SFTConfig
 
 from narrowly.data import load_chats, tokenize
 from narrowly.defenses import make_defenses
+from narrowly.defenses.base import bind_all
 from narrowly.errors import NarrowlyError
 from narrowly.evals import evaluate, parse
 from narrowly.files import atomic, write_json
@@ -129,8 +130,7 @@ def _fit(
             f"model: {recipe.model} is an adapter on another model. Train from that model, or "
             "merge the two into a folder first (peft's `merge_and_unload`)."
         )
-    for defense in defenses:
-        defense.bind(model, tokenizer, recipe.seed)
+    bind_all(defenses, model, tokenizer, recipe.seed)
     chats, data = prepare_chats(recipe, defenses, main=main)
     record = {
         "model": {"source": recipe.model, "fingerprint": fingerprint(model)},
@@ -148,7 +148,7 @@ def _fit(
     if recipe.validation is not None and arguments.eval_strategy != "no":
         held_out = tokenize(load_chats(recipe.validation), tokenizer, max_length=limit)
 
-    guard = DefenseCallback(defenses, run.path, bound=True)
+    guard = DefenseCallback(defenses, run.path)
     checkpoints = Checkpoints()
     bar = ProgressBar(console, str(run.path))
     trainer = make_trainer(
