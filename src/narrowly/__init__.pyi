@@ -21,6 +21,7 @@ from .interventions import save_interventions as save_interventions
 from .interventions import site as site
 from .models import load_model as load_model
 from .report import compare as compare
+from .sweeps import sweep as sweep
 from .training import AblationCallback as AblationCallback
 from .training import defend as defend
 from .training import train as train

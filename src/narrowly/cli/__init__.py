@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from narrowly.cli import concepts, evals, explain, find, organism, sae
+from narrowly.cli import concepts, evals, explain, find, organism, sae, sweep
 from narrowly.cli.shared import INTERRUPTED, Settings, Verbs, console, next_command
 
 app = typer.Typer(
@@ -73,6 +73,7 @@ def schema() -> None:
 
 
 app.command(no_args_is_help=True)(find.find)
+app.command(no_args_is_help=True)(sweep.sweep)
 
 
 app.command("eval", no_args_is_help=True)(evals.evaluate)
