@@ -15,8 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from narrowly.defenses import DEFENSES, DOORS, Defense
-from narrowly.defenses.base import bind_all
 from narrowly.defenses.ablate import Concepts, Options, make_ablate
+from narrowly.defenses.base import bind_all
 from narrowly.defenses.step import Recorder, Reference, Referenced, Step
 from narrowly.errors import NarrowlyError
 from narrowly.files import write_json
