@@ -24,6 +24,8 @@ from .report import compare as compare
 from .sweeps import sweep as sweep
 from .training import AblationCallback as AblationCallback
 from .training import defend as defend
+from .training import make_defenses as make_defenses
+from .training import prepare_data as prepare_data
 from .training import train as train
 
 __version__: str

@@ -3,7 +3,7 @@
 from narrowly.training.callback import AblationCallback, DefenseCallback
 from narrowly.training.card import write_card
 from narrowly.training.chat import chat
-from narrowly.training.defend import defend
+from narrowly.training.defend import defend, make_defenses, prepare_data
 from narrowly.training.recipe import Recipe
 from narrowly.training.run import Run
 from narrowly.training.schema import recipe_schema
@@ -16,6 +16,8 @@ __all__ = [
     "Run",
     "chat",
     "defend",
+    "make_defenses",
+    "prepare_data",
     "recipe_schema",
     "train",
     "write_card",
