@@ -185,26 +185,35 @@ class Step:
         return Step(self.model, batch, tuned, outputs, self.number, self.reference, self.recorder)
 
 
-def squared_distance(step: Step, sites: Sequence[Site]) -> Float[Tensor, "batch tokens"]:
-    """||h - h_base||^2 per token, the sites' activations concatenated; in fp32.
+def check_trained(step: Step, sites: Sequence[Site]) -> None:
+    """Look whether a loss on the activations at `sites` can teach anything.
 
     Raises:
-        NarrowlyError: none of the activations depends on a weight that is trained.
+        NarrowlyError: none of them depends on a weight that is trained, or the reference's are of
+            another width.
     """
-    tuned = [step.tuned[site] for site in sites]
-    if not any(h.requires_grad for h in tuned):
+    if not any(step.tuned[site].requires_grad for site in sites):
         raise NarrowlyError(
             f"no trained weight reaches {', '.join(map(str, sites))}, so a loss there teaches "
             "nothing. Choose later layers, or non-reentrant gradient checkpointing."
         )
-    for site, h in zip(sites, tuned, strict=True):
-        if h.shape != (wanted := step.base[site].shape):
+    for site in sites:
+        width, wanted = step.tuned[site].shape[-1], step.base[site].shape[-1]
+        if width != wanted:
             raise NarrowlyError(
-                f"reference: its activations at {site} are {wanted[-1]} wide and the trained "
-                f"model's {h.shape[-1]}. Name the model it was trained from."
+                f"reference: its activations at {site} are {wanted} wide and the trained model's "
+                f"{width}. Name the model it was trained from."
             )
+
+
+def squared_distance(step: Step, sites: Sequence[Site]) -> Float[Tensor, "batch tokens"]:
+    """||h - h_base||^2 per token, the sites' activations concatenated; in fp32.
+
+    Raises:
+        NarrowlyError: as `check_trained`.
+    """
+    check_trained(step, sites)
     parts = [
-        (h.float() - step.base[site].float()).square().sum(-1)
-        for site, h in zip(sites, tuned, strict=True)
+        (step.tuned[site].float() - step.base[site].float()).square().sum(-1) for site in sites
     ]
     return torch.stack(parts).sum(0)

@@ -151,13 +151,26 @@ class SAE(nn.Module):
         """Its sizes and its place, for `print`."""
         return f"{self.d_in} -> {self.n_latents} -> {self.d_out}, site={self.site}"
 
-    def encode(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens n"]:
-        """All latents of each token, densely: for few tokens.
+    def encode(
+        self, x: Float[Tensor, "tokens d_in"], latents: Int[Tensor, " k"] | None = None
+    ) -> Float[Tensor, "tokens n"]:
+        """All latents of each token, densely: for few tokens. The gradient passes through.
+
+        Args:
+            latents: the columns to return, in place of all. If `threshold_rule`, no other is
+                computed.
 
         Raises:
-            NarrowlyError: `x` has another width than the encoder.
+            NarrowlyError: `x` has another width than the encoder, or there is no such latent.
         """
-        return self.rule(torch.addmm(self.b_enc, self._encoder_input(x), self.W_enc))
+        x = self._encoder_input(x)
+        if latents is None:
+            return self.rule(torch.addmm(self.b_enc, x, self.W_enc))
+        latents = self._known(latents)
+        if not self.threshold_rule:
+            return self.rule(torch.addmm(self.b_enc, x, self.W_enc))[:, latents]
+        pre = torch.addmm(self.b_enc[latents], x, self.W_enc[:, latents])
+        return self.rule.at(latents)(pre)
 
     @torch.no_grad()
     def encode_sparse(
