@@ -20,7 +20,7 @@ from narrowly.training import Recipe
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 OURS = ("seed", "seeds", "output")
-PLACE = re.compile(r"\{(task|model|data)\}")
+PLACE = re.compile(r"\{(\w+)\}")
 
 
 class Data(BaseModel):
@@ -28,6 +28,7 @@ class Data(BaseModel):
 
     Attributes:
         recipe: the part of the recipe that is this data's own: `data`, `validation`, ...
+        words: what stands for `{WORD}` in the recipes of its runs, such as a system line.
         benign: nothing is wrong with it: a defense should let it be learned.
         measures: which metrics answer the report's questions about it.
     """
@@ -35,6 +36,7 @@ class Data(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     recipe: dict[str, Any]
+    words: dict[str, str] = Field(default_factory=dict)
     benign: bool = False
     measures: Measures = Measures()
 
@@ -57,7 +59,8 @@ class Arm(BaseModel):
 class Sweep(BaseModel):
     """What to run: every model, on every data set, defended in every way, with every seed.
 
-    `{task}`, `{model}` and `{data}` in any text of a recipe become the names that stand here.
+    `{task}`, `{model}` and `{data}` in any text of a recipe become the names that stand here, and
+    `{WORD}` what the data's `words` say.
 
     Attributes:
         recipe: what all runs share: a recipe without seeds, output and defenses, or its file, of
@@ -222,7 +225,7 @@ class Sweep(BaseModel):
         values["defenses"] = copy.deepcopy(self.defenses[cell.arm].defenses)
         for key, value in cell.setting.items():
             put(values, key, value)
-        names = {"task": cell.task, "model": model or "", "data": data}
+        names = self.data[data].words | {"task": cell.task, "model": model or "", "data": data}
         return _filled(values, names) | {
             "seed": cell.seed,
             "output": str(Path(self.output) / cell.path),
@@ -268,7 +271,7 @@ def _told(value: Any) -> str:
 
 def _filled(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        return PLACE.sub(lambda found: names[found[1]], value)
+        return PLACE.sub(lambda found: names.get(found[1], found[0]), value)
     if isinstance(value, Mapping):
         return {key: _filled(each, names) for key, each in value.items()}
     if isinstance(value, list):
