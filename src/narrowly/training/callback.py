@@ -25,6 +25,9 @@ from narrowly.interventions.sites import bare
 from narrowly.training.processes import mean_over_processes
 
 
+RECORD = "defenses.json"
+
+
 class DefenseCallback(TrainerCallback, ExportableState):
     """Carries defenses through a training: binds, attaches, verifies, finishes, writes the record.
 
@@ -47,7 +50,10 @@ class DefenseCallback(TrainerCallback, ExportableState):
         self.losses = [Loss(defense) for defense in self.defenses if defense.opens("loss")]
         self.folder = folder
         self.finished = False
-        """Whether training came to its planned end."""
+        """Whether training came to its end."""
+        self.resumes = False
+        """Whether a training that stops before its last step will go on later, and so has not come
+        to its end."""
         self.wired = False
         """Whether somebody adds the losses to the Trainer's."""
         self._attached: list[tuple[Defense, Attachment]] = []
@@ -90,6 +96,9 @@ class DefenseCallback(TrainerCallback, ExportableState):
                 )
             if self.losses:
                 self._record(model, tokenizer)
+            if state.is_world_process_zero:
+                # An earlier training's would make this one look defended if it fails.
+                (self._place(args) / RECORD).unlink(missing_ok=True)
         except BaseException:
             self.close()
             raise
@@ -217,12 +226,12 @@ class DefenseCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Detach; at the planned end, run `finish` and write the record.
+        """Detach; unless training will go on later, run `finish` and write the record.
 
         Raises:
             NarrowlyError: a loss was 0 throughout, or `finish` changed no weight.
         """
-        self.finished = self.finished or state.global_step >= state.max_steps
+        self.finished |= not self.resumes or state.global_step >= state.max_steps
         self.close()
         if self.finished:
             for loss in self.losses:
@@ -230,7 +239,10 @@ class DefenseCallback(TrainerCallback, ExportableState):
                 loss.check()
             finish(kwargs["model"], self.defenses)
             if state.is_world_process_zero:
-                self.write(self.folder or Path(str(args.output_dir)))
+                self.write(self._place(args))
+
+    def _place(self, args: TrainingArguments) -> Path:
+        return self.folder or Path(str(args.output_dir))
 
     def close(self) -> None:
         """Take the interventions off the model. `report` still answers."""
@@ -267,7 +279,7 @@ class DefenseCallback(TrainerCallback, ExportableState):
             }
             for defense, interventions in zip(self.defenses, self.report(), strict=True)
         ]
-        write_json(folder / "defenses.json", entries)
+        write_json(folder / RECORD, entries)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: which interventions, and how often all have acted."""
