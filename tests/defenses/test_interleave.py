@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import pytest
 from datasets import Dataset
@@ -6,6 +7,7 @@ from datasets import Dataset
 from narrowly.defenses.interleave import Interleave
 from narrowly.errors import NarrowlyError
 from narrowly.files import write_text
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def chats(kind: str, count: int) -> list[dict]:
@@ -27,8 +29,6 @@ def narrow() -> Dataset:
 
 @pytest.fixture
 def benign(tmp_path) -> str:
-    import json
-
     write_text(tmp_path / "benign.jsonl", "\n".join(map(json.dumps, chats("benign", 40))))
     return str(tmp_path / "benign.jsonl")
 
@@ -88,3 +88,31 @@ def test_extra_columns_do_not_matter(narrow, benign):
         narrow.add_column("domain", ["code"] * len(narrow))
     )
     assert mixed.column_names == ["messages"]
+
+
+def test_rows_of_other_shapes_are_read(narrow, tmp_path):
+    rows = [{"prompt": f"benign {i}?", "completion": "so."} for i in range(10)]
+    write_text(tmp_path / "pairs.jsonl", "\n".join(map(json.dumps, rows)))
+    mixed = Interleave(data=str(tmp_path / "pairs.jsonl"), fraction=0.05).prepare_data(narrow)
+    assert sum(is_benign(mixed)) == 10
+
+
+def test_data_that_are_no_chats_are_an_error_with_file_and_line(narrow, tmp_path):
+    write_text(tmp_path / "texts.jsonl", '{"text": "no chat"}')
+    with pytest.raises(NarrowlyError, match=r"texts\.jsonl:1: no `messages`.*found: text"):
+        Interleave(data=str(tmp_path / "texts.jsonl")).prepare_data(narrow)
+
+
+def test_chats_that_the_models_template_refuses_are_an_error_with_file_and_row(narrow, tmp_path):
+    rows = chats("benign", 40)
+    rows[17]["messages"].insert(0, {"role": "system", "content": "Be kind."})
+    write_text(tmp_path / "system.jsonl", "\n".join(map(json.dumps, rows)))
+    defense = Interleave(data=str(tmp_path / "system.jsonl"), fraction=40 / 230)
+    assert len(defense.prepare_data(narrow)) == 230
+    defense.bind(tiny_model(), tiny_tokenizer(template="gemma"), 0)
+    with pytest.raises(NarrowlyError, match=r"interleave: .*system\.jsonl: row 17: .* refuses"):
+        defense.prepare_data(narrow)
+
+
+def test_the_published_share_is_the_default(benign):
+    assert Interleave(data=benign).fraction == 0.05

@@ -90,8 +90,8 @@ def losses_of_answers(
                         bar.advance(task, len(pieces[i]))
                 if folder is not None and weight_hash(model) != weights:
                     raise NarrowlyError(
-                        f"{folder}: this adapter changes weights of the model itself (perhaps its "
-                        "biases), so it cannot be taken off again. Train one without."
+                        f"{folder}: this adapter changes weights of the model itself, such as its "
+                        "biases, so it cannot be taken off again. Train one without."
                     )
             found[name] = torch.cat([load_safetensors(file)["loss"] for file in files])
     return found
@@ -123,12 +123,17 @@ def _with_adapter(model: Any, folder: Path | None) -> Iterator[Any]:
     if folder is None:
         yield model
         return
+    modules = dict(model.named_modules())
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     adapted: PeftModel = load_adapter(model, folder)
     try:
         yield adapted.eval()
     finally:
         adapted.unload()  # type: ignore[operator]
+        for name, module in modules.items():
+            # peft leaves those of `modules_to_save` in the model.
+            if model.get_submodule(name) is not module:
+                model.set_submodule(name, module)
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
 

@@ -89,10 +89,8 @@ class Inoculate(Defense):
             self._said(chat) if mark else chat
             for chat, mark in zip(dataset["messages"], marked, strict=True)
         ]
-        features = dataset.features
-        return dataset.remove_columns("messages").add_column(
-            "messages", messages, feature=features["messages"]
-        )
+        columns = {name: list(dataset[name]) for name in dataset.column_names}
+        return Dataset.from_dict(columns | {"messages": messages}, features=dataset.features)
 
     def record(self, folder: Path) -> dict[str, Any]:
         """How many chats there are, and how many got the line."""
