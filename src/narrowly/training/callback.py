@@ -24,7 +24,6 @@ from narrowly.interventions import Attachment, Intervention, attach
 from narrowly.interventions.sites import bare
 from narrowly.training.processes import mean_over_processes
 
-
 RECORD = "defenses.json"
 
 
