@@ -52,6 +52,9 @@ class Defense(BaseModel):
         `seed` is the run's.
         """
 
+    def check(self, model: nn.Module) -> None:
+        """When training begins: the model as it is trained, peft around it. Fail if it is unfit."""
+
     def prepare_data(self, dataset: Dataset) -> Dataset:
         """First door. Chats (column `messages`) to train on, from the chats given."""
         return dataset

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -72,7 +71,7 @@ class Drift(Eval):
         from narrowly.data import collate, token_batches
 
         model, tokenizer = subject.loaded
-        base, within = self._base(model)
+        base, within = self._base(subject)
         rows = self._tokens(tokenizer)
         measured: dict[int, dict[str, float]] = {}
         with torch.no_grad():
@@ -125,14 +124,15 @@ class Drift(Eval):
             (tokenize_texts if texts else tokenize)(data, tokenizer, max_length=self.max_length)
         )
 
-    def _base(self, model: Model) -> tuple[Model, Callable[[], AbstractContextManager[None]]]:
+    def _base(self, subject: Subject) -> tuple[Model, Callable[[], AbstractContextManager[None]]]:
         """A model, and within what it computes as the base does."""
         from peft import PeftModel
 
-        from narrowly.models import adapter_off, load_model
+        from narrowly.models import load_model
 
+        model = subject.model
         if isinstance(model, PeftModel):
-            return model, partial(adapter_off, model)
+            return model, subject.as_base
         if self.base is None:
             raise NarrowlyError(
                 "eval 'drift': this model has no adapter to switch off, so name the model that it "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,6 @@ from narrowly.evals.targets import Target, targets
 from narrowly.files import atomic, write_json
 
 if TYPE_CHECKING:
-    from narrowly.evals.subject import Model
     from narrowly.evals.targets import TargetLike
 
 logger = logging.getLogger(__name__)
@@ -202,17 +200,11 @@ def _measured(
 
 def _run(target: Target, name: str, eval_: Eval, seed: int, progress: bool) -> list[Row]:
     subject = target.subject
-    with nullcontext() if subject.endpoint is not None else _eval_mode(subject.model):
+    with subject.deployed():
         rows = eval_.run(subject, seed=seed, progress=progress)
     if not rows:
         raise NarrowlyError(f"eval {name!r}: no prompt to measure on; see its arguments.")
     return rows
-
-
-def _eval_mode(model: Model) -> AbstractContextManager[None]:
-    from narrowly.interventions import eval_mode
-
-    return eval_mode(model)
 
 
 def _about(target: Target, name: str, eval_: Eval, seed: int | None) -> dict[str, Any]:

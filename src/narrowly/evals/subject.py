@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrowly.errors import NarrowlyError
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from narrowly.evals.journal import Journal
+    from narrowly.interventions import Attachment
     from narrowly.models.messages import ChatModel, Reply
 
     Model = PreTrainedModel | PeftModel
@@ -29,11 +32,14 @@ class Subject:
         name: as a person should read it.
         load: gives the model, in eval mode, and its tokenizer.
         endpoint: a chat model behind a URL, in place of `load`; it answers, and that is all.
+        folder: the run's, which may hold interventions that stay at test time.
 
     Attributes:
+        attached: what stays, while it is measured.
         journal: keeps the answers of a loaded model as they come; an endpoint keeps its own.
     """
 
+    attached: Attachment | None = None
     journal: Journal | None = None
 
     def __init__(
@@ -41,10 +47,12 @@ class Subject:
         name: str,
         load: Callable[[], Loaded] | None = None,
         endpoint: ChatModel | None = None,
+        folder: Path | None = None,
     ):
         self.name = name
         self._load = load
         self.endpoint = endpoint
+        self.folder = folder
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -69,6 +77,38 @@ class Subject:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer. Raises as `loaded`."""
         return self.loaded[1]
+
+    @contextmanager
+    def deployed(self) -> Iterator[None]:
+        """Within the block the model is in eval mode, with what stays at test time attached.
+
+        Raises:
+            NarrowlyError: as `narrowly.attach`; at the end, one of them never acted.
+        """
+        if self.endpoint is not None:
+            yield
+            return
+        from narrowly.interventions import eval_mode
+        from narrowly.models.test_time import as_deployed
+
+        with eval_mode(self.model), as_deployed(self.model, self.folder) as self.attached:
+            try:
+                yield
+            finally:
+                self.attached = None
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Within the block the model computes what its base does: no adapter, nothing attached.
+
+        Raises:
+            NarrowlyError: it has no adapter.
+        """
+        from narrowly.models import adapter_off
+
+        suspended = nullcontext() if self.attached is None else self.attached.suspend()
+        with adapter_off(self.model), suspended:
+            yield
 
     def answer(
         self,

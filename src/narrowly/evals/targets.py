@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 TEST_TIME = "ablated_at_test_time"
-"""The key in the recipe of a measurement under ablation: a hash of what is ablated."""
+"""The key in the recipe of a measurement under ablation: the hash of what is ablated."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,13 @@ class Target:
 
     @cached_property
     def weights(self) -> str | None:
-        """Hash of what the run trained, so that a run trained again is measured again; of what is
-        ablated where that is measured."""
+        """Hash of what the run trained and of what stays attached at test time, so that a run
+        trained again is measured again."""
         if self.folder is None:
             return None
-        if TEST_TIME in self.recipe:
-            return str(self.recipe[TEST_TIME])
         adapter = self.folder / "adapter" / "adapter_model.safetensors"
         files = [adapter] if adapter.exists() else sorted(self.folder.glob("model/*.safetensors"))
+        files += self.folder.glob("at_test_time/interventions.json")  # it holds its tensors' hash
         hashes = [sha256(file) for file in files]
         return sha256("".join(hashes).encode()) if len(hashes) > 1 else next(iter(hashes), None)
 
@@ -63,7 +62,7 @@ def targets(target: TargetLike, out: str | Path | None = None) -> list[Target]:
         recipe = {} if folder is None else read_recipe(folder)
         if isinstance(target, tuple):
             name = str(getattr(target[0], "name_or_path", "the model"))
-            return [Target(Subject(name, lambda: target), folder, recipe)]
+            return [Target(Subject(name, lambda: target, folder=folder), folder, recipe)]
         return [Target(Subject(target.name, endpoint=target), folder, recipe)]
     spec = os.fspath(target)
     runs = [run for run in seed_folders(spec) if (run / "recipe.yaml").exists()]
@@ -80,7 +79,7 @@ def _named(spec: str) -> Subject:
 
         return load_model(spec)
 
-    return Subject(spec, load)
+    return Subject(spec, load, folder=Path(spec))
 
 
 def seed_folders(path: str | Path) -> list[Path]:

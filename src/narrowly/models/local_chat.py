@@ -18,11 +18,11 @@ from torch import Tensor
 from narrowly.data import tokenize_prompts
 from narrowly.models.generation import continue_prompts
 from narrowly.models.identity import fingerprint
-from narrowly.models.loading import load_model
 from narrowly.models.messages import Reply, Request
 from narrowly.models.next_token import foretold
 from narrowly.models.numbers import expected_numbers
 from narrowly.models.replies import Replies, content_key, default_cache
+from narrowly.models.test_time import load_deployed
 
 _TOGETHER = 256
 """Requests between two savings."""
@@ -137,7 +137,7 @@ class LocalChat(BaseModel):
 
     @cached_property
     def _opened(self) -> tuple[Any, Any]:
-        return self.model[:2] if isinstance(self.model, tuple) else load_model(self.model)
+        return self.model[:2] if isinstance(self.model, tuple) else load_deployed(self.model)
 
     @cached_property
     def _replies(self) -> Replies | None:

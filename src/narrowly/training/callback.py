@@ -20,8 +20,9 @@ from narrowly.defenses.base import bind_all
 from narrowly.defenses.step import Recorder, Reference, Referenced, Step
 from narrowly.errors import NarrowlyError
 from narrowly.files import write_json
-from narrowly.interventions import Attachment, Intervention, attach
+from narrowly.interventions import Attachment, Intervention, attach, save_interventions
 from narrowly.interventions.sites import bare
+from narrowly.models.test_time import STAYS
 from narrowly.training.processes import mean_over_processes
 
 RECORD = "defenses.json"
@@ -60,6 +61,8 @@ class DefenseCallback(TrainerCallback, ExportableState):
         self._verified = False
         self._micro_batches = self._micro_batches_before = 0
         self._digest = ""
+        self._steps = (0, 0)
+        self._staying: list[list[Intervention]] = [[] for _ in self.defenses]
         self._recorder: Recorder | None = None
         self._reference: Reference | None = None
 
@@ -86,6 +89,8 @@ class DefenseCallback(TrainerCallback, ExportableState):
         self._attached, self._verified, self._micro_batches = [], False, 0
         self.finished = False
         try:
+            for defense in self.defenses:
+                defense.check(model)
             digest = self._attach(model)
             self._digest = digest.hexdigest()
             if state.global_step and saved.get("digest") != self._digest:
@@ -237,6 +242,8 @@ class DefenseCallback(TrainerCallback, ExportableState):
                 loss.total = mean_over_processes(loss.total)
                 loss.check()
             finish(kwargs["model"], self.defenses)
+            self._steps = state.global_step, state.max_steps
+            self._staying = [defense.at_test_time(kwargs["model"]) for defense in self.defenses]
             if state.is_world_process_zero:
                 self.write(self._place(args))
 
@@ -265,7 +272,12 @@ class DefenseCallback(TrainerCallback, ExportableState):
         return rows
 
     def write(self, folder: Path) -> None:
-        """Write `defenses.json`: every defense, its arguments, and how it acted."""
+        """Write `defenses.json`: every defense, its arguments, and how it acted.
+
+        What stays at test time goes into `at_test_time/` beside it.
+        """
+        if any(self._staying):
+            save_interventions([each for some in self._staying for each in some], folder / STAYS)
         losses = {id(loss.defense): loss for loss in self.losses}
         entries = [
             {
@@ -274,9 +286,13 @@ class DefenseCallback(TrainerCallback, ExportableState):
                 "doors": [door for door in DOORS if defense.opens(door)],
                 **defense.record(folder),
                 **({"loss": losses[id(defense)].told()} if id(defense) in losses else {}),
+                **({"stopped_after": self._steps} if defense.opens("stops_at") else {}),
+                **({"at_test_time": _told(staying)} if staying else {}),
                 "interventions": interventions,
             }
-            for defense, interventions in zip(self.defenses, self.report(), strict=True)
+            for defense, staying, interventions in zip(
+                self.defenses, self._staying, self.report(), strict=True
+            )
         ]
         write_json(folder / RECORD, entries)
 
@@ -370,6 +386,14 @@ def _content(interventions: Sequence[Intervention]) -> bytes:
         for name, tensor in each.named_buffers()
         if name != "strength"
     )
+
+
+def _told(interventions: Sequence[Intervention]) -> list[dict[str, Any]]:
+    """What stays, for the record."""
+    return [
+        {"edit": each.name, "site": str(each.site), "strength": float(each.strength)}
+        for each in interventions
+    ]
 
 
 class AblationCallback(DefenseCallback):

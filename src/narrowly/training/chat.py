@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from narrowly.models import generate, load_model
+from narrowly.models import generate
+from narrowly.models.test_time import load_deployed
 
 HELP = "/reset starts anew, /quit or end of input leaves."
 
@@ -44,6 +45,8 @@ def chat(
 ) -> None:
     """A prompt loop, until `/quit` or the end of the input (which may be piped).
 
+    What a run's defenses keep attached at test time is attached.
+
     Args:
         run: a run, model folder, Hub id or `organism:NAME`.
         against: another one, which answers the same prompts beside it.
@@ -57,7 +60,7 @@ def chat(
     """
     console = console or Console()
     names = [os.fspath(each) for each in (run, against) if each is not None]
-    speakers = [_Speaker(name, *load_model(name)) for name in names]
+    speakers = [_Speaker(name, *load_deployed(name)) for name in names]
     opening = [] if system is None else [{"role": "system", "content": system}]
 
     def reset() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from narrowly.defenses.ablate import Ablate, Concepts, listed
+from narrowly.defenses.ablate import Concepts, listed
+from narrowly.defenses.test_time_ablation import AblationAtTestTime
 from narrowly.evals import Summary, evaluate, read_recipe, seed_folders
 from narrowly.evals.targets import TEST_TIME
 from narrowly.files import sha256, write_text
-from narrowly.interventions import Intervention, attach
+from narrowly.interventions import save_interventions
 from narrowly.models import load_model
+from narrowly.models.test_time import STAYS, staying
 
 
 def evaluate_ablated(
@@ -42,28 +44,13 @@ def evaluate_ablated(
     results: dict[str, Summary] = {}
     for folder in folders:
         model, tokenizer = load_model(str(folder))
-        ablation = Ablate(concepts=listed(concepts), centred=centred).interventions(model)
-        for projection in ablation:
-            projection.phases = ("eval", "generate")
+        defense = AblationAtTestTime(concepts=listed(concepts), centred=centred)
+        defense.bind(model, tokenizer, seed=0)
         target = out / folder.name if len(folders) > 1 else out
+        stays = target / STAYS
+        save_interventions([*staying(folder), *defense.at_test_time(model)], stays)
         recipe: Mapping[str, Any] = read_recipe(folder) or {"model": str(folder)}
-        about = {"output": str(target), TEST_TIME: _digest(ablation)}
+        about = {"output": str(target), TEST_TIME: sha256(stays / "interventions.json")}
         write_text(target / "recipe.yaml", yaml.safe_dump({**recipe, **about}))
-        attached = attach(model, ablation)
-        try:
-            results = evaluate((model, tokenizer), evals, out=target, seed=seed, force=force)
-            if attached.counts:  # finished evals are read, and run no model
-                attached.verify()
-        finally:
-            attached.close()
+        results = evaluate((model, tokenizer), evals, out=target, seed=seed, force=force)
     return results
-
-
-def _digest(ablation: Sequence[Intervention]) -> str:
-    """A hash of what is ablated, so that another ablation is measured anew."""
-    parts = [
-        f"{each.site} {name}".encode() + buffer.cpu().float().numpy().tobytes()
-        for each in ablation
-        for name, buffer in each.named_buffers()
-    ]
-    return sha256(b"".join(parts))

@@ -108,6 +108,7 @@ class Checkpoints(TrainerCallback):
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.ended = False
         self._before: dict[signal.Signals, Callable[..., Any] | int | None] = {}
 
     def on_train_begin(
@@ -125,18 +126,19 @@ class Checkpoints(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save and stop, if asked."""
-        last = state.global_step >= state.max_steps
-        if self.received is not None and not last:
+        # Another callback may end the training early; a signal asks to go on later.
+        self.ended = control.should_training_stop or state.global_step >= state.max_steps
+        if self.received is not None and not self.ended:
             control.should_save = True
             control.should_training_stop = True
-        if last and not args.load_best_model_at_end:
+        if self.ended and not args.load_best_model_at_end:
             control.should_save = False
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """As after a step."""
-        if state.global_step >= state.max_steps and not args.load_best_model_at_end:
+        if self.ended and not args.load_best_model_at_end:
             control.should_save = False
 
     def stop_if_asked(self) -> None:
