@@ -93,9 +93,9 @@ class Protect(OfConcepts, Referenced):
             return edit
         if len(places) > 1 or not isinstance(edit, ProjectOut | Add):
             raise NarrowlyError(
-                f"protect: {edit.name} at {edit.site} may change a concept that is kept there; only "
-                "what removes a subspace or adds a vector, at one module, can be kept off it. Leave "
-                "one of the two out, or give them different `layers`."
+                f"protect: {edit.name} at {edit.site} may change a concept that is kept there. "
+                "Only what removes a subspace or adds a vector, at one module, can be kept off it. "
+                "Leave one of the two out, or give them different `layers`."
             )
         columns = (edit.basis if isinstance(edit, ProjectOut) else edit.vector[:, None]).double()
         inside = kept[0].double() @ (kept[0].double().mT @ columns)
@@ -103,8 +103,9 @@ class Protect(OfConcepts, Referenced):
         directions = directions[:, lengths > LEAST * torch.linalg.matrix_norm(columns, ord=2)]
         if not directions.shape[1]:
             raise NarrowlyError(
-                f"protect: {edit.name} at {edit.site} acts wholly on what is kept there, so nothing "
-                "of it would be left. Protect another concept, or leave the other defense out."
+                f"protect: {edit.name} at {edit.site} acts wholly on what is kept there, so "
+                "nothing of it would be left. Protect another concept, or leave the other defense "
+                "out."
             )
         share = inside.square().sum() / columns.square().sum()
         self._revised[f"{edit.name} at {edit.site}"] = float(share)
