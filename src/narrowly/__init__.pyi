@@ -22,6 +22,7 @@ from .interventions import site as site
 from .models import load_model as load_model
 from .report import compare as compare
 from .sweeps import sweep as sweep
+from .sweeps.tune import tune as tune
 from .training import AblationCallback as AblationCallback
 from .training import defend as defend
 from .training import make_defenses as make_defenses

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from narrowly.cli import concepts, evals, explain, find, organism, sae, sweep
+from narrowly.cli import concepts, evals, explain, find, organism, sae, sweep, tune
 from narrowly.cli.shared import INTERRUPTED, Settings, Verbs, console, next_command
 
 app = typer.Typer(
@@ -74,6 +74,7 @@ def schema() -> None:
 
 app.command(no_args_is_help=True)(find.find)
 app.command(no_args_is_help=True)(sweep.sweep)
+app.command(no_args_is_help=True)(tune.tune)
 
 
 app.command("eval", no_args_is_help=True)(evals.evaluate)
@@ -83,16 +84,32 @@ app.command(no_args_is_help=True)(evals.samples)
 
 @app.command(no_args_is_help=True)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of seed-N runs.")],
-    out: Annotated[Path, typer.Option(help="Folder for report.html and plots.")] = Path(
-        "runs/report"
-    ),
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, folders of seed-N runs, or one sweep's folder."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for report.html, plots and tables: runs/report, or a sweep's own.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Runs side by side: a table here, and a self-contained HTML report."""
-    from narrowly.report import compare
+    """Runs side by side, or the verdicts of a sweep: a table here, and a self-contained HTML report.
 
-    comparison = compare(runs, out)
-    console.print(comparison)
+    Of a sweep, every defense is judged over its tasks: no broad change, task learned, benign tasks
+    learned, coherent; against undefended and the random control, with intervals over seeds.
+    """
+    from narrowly.report import compare, verdicts
+    from narrowly.report.sweep import RECORD
+
+    if len(runs) == 1 and (runs[0] / RECORD).exists():
+        out = out or runs[0] / "report"
+        console.print(verdicts(runs[0], out))
+    else:
+        out = out or Path("runs/report")
+        console.print(compare(runs, out))
     console.print(f"\nreport: {out / 'report.html'}", highlight=False, soft_wrap=True)
 
 
