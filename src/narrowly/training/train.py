@@ -149,6 +149,7 @@ def _fit(
         held_out = tokenize(load_chats(recipe.validation), tokenizer, max_length=limit)
 
     guard = DefenseCallback(defenses, run.path)
+    guard.resumes = True
     checkpoints = Checkpoints()
     bar = ProgressBar(console, str(run.path))
     trainer = make_trainer(
