@@ -10,11 +10,13 @@ from typing import Any
 
 from rich.console import Group
 
+from narrowly.errors import NarrowlyError
 from narrowly.files import write_json, write_text
 from narrowly.report.arms import Arm, read_arms
 from narrowly.report.evidence import Finding, evidence
 from narrowly.report.page import page
 from narrowly.report.plots import write_plots
+from narrowly.report.sweep import RECORD
 from narrowly.report.table import evidence_list, table
 
 # Names in `summary.json`, of what a reader asks first.
@@ -78,11 +80,18 @@ def compare(
         out: folder for the report; nothing is written without it.
 
     Raises:
-        NarrowlyError: a folder that does not exist or holds no finished eval, or matplotlib is not
-            installed and `out` is given.
+        NarrowlyError: a folder that does not exist, holds no finished eval or is a sweep's
+            (`verdicts` reads that), or matplotlib is not installed and `out` is given.
     """
-    folders = [runs] if isinstance(runs, str | os.PathLike) else runs
-    arms = read_arms([Path(folder) for folder in folders])
+    folders = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    for folder in folders:
+        if (folder / RECORD).exists():
+            raise NarrowlyError(
+                f"{folder}: a sweep, which is judged by itself: narrowly compare {folder}, or "
+                "narrowly.report.verdicts in Python. Its tasks' arms, each a folder in it, can be "
+                "compared as runs."
+            )
+    arms = read_arms(folders)
     comparison = Comparison(tuple(arms), tuple(evidence(arms)))
     if out is not None:
         comparison.write(out)
