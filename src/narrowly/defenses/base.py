@@ -145,5 +145,13 @@ def bind_all(defenses: Sequence[Defense], model: nn.Module, tokenizer: Any, seed
     inner = bare(model)
     for defense in defenses:
         if defense._bound_to is None or defense._bound_to() is not inner:
-            defense.bind(model, tokenizer, seed)
+            try:
+                defense.bind(model, tokenizer, seed)
+            except AttributeError as error:
+                if tokenizer is not None:
+                    raise
+                raise NarrowlyError(
+                    f"{DEFENSES.name_of(type(defense))} needs the tokenizer, which this Trainer "
+                    "does not have: give it `processing_class=tokenizer`."
+                ) from error
             defense._bound_to = weakref.ref(inner)
