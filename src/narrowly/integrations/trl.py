@@ -16,7 +16,9 @@ from typing import Any
 
 import trl
 from datasets import Dataset
+from transformers import AutoTokenizer
 from trl.scripts import sft
+from trl.trainer.utils import create_model_from_path
 
 from narrowly.defenses import Defense
 from narrowly.errors import NarrowlyError
@@ -55,7 +57,7 @@ def defended(trainer: type[trl.SFTTrainer], defenses: Sequence[Defense]) -> type
     """A Trainer that puts its data through the first door, and all else through `defend`."""
 
     class Defended(trainer):  # type: ignore[misc, valid-type]
-        def __init__(self, *args: Any, train_dataset: Any, **kwargs: Any):
+        def __init__(self, model: Any, args: trl.SFTConfig, train_dataset: Any, **kwargs: Any):
             if any(defense.opens("prepare_data") for defense in defenses):
                 columns = getattr(train_dataset, "column_names", None) or ()
                 if not isinstance(train_dataset, Dataset) or "messages" not in columns:
@@ -63,11 +65,30 @@ def defended(trainer: type[trl.SFTTrainer], defenses: Sequence[Defense]) -> type
                         "a defense changes the chats to train on, which must be a data set with "
                         f"the column `messages`, not streamed (columns: {', '.join(columns)})."
                     )
-                train_dataset = prepare_data(train_dataset, defenses, seed=kwargs["args"].seed)
-            super().__init__(*args, train_dataset=train_dataset, **kwargs)
+                model, tokenizer = _load(model, args, kwargs.pop("quantization_config", None))
+                train_dataset = prepare_data(
+                    train_dataset, defenses, model, tokenizer, seed=args.seed
+                )
+            super().__init__(model, args, train_dataset=train_dataset, **kwargs)
             defend(self, defenses)
 
     return Defended
+
+
+def _load(name: str, args: trl.SFTConfig, quantization: Any) -> tuple[Any, Any]:
+    """Model and tokenizer as SFTTrainer would load them itself, after the data."""
+    given: Any = args.model_init_kwargs
+    options: dict[str, Any] = dict(given or {})
+    options.setdefault("trust_remote_code", args.trust_remote_code)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if args.world_size > 1:
+        options["device_map"] = None
+    args.model_init_kwargs = None  # they are used up
+    tokenizer = AutoTokenizer.from_pretrained(
+        name, revision=options.get("revision"), trust_remote_code=options["trust_remote_code"]
+    )
+    return create_model_from_path(name, **options), tokenizer
 
 
 if __name__ == "__main__":
