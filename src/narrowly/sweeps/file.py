@@ -106,12 +106,7 @@ class Sweep(BaseModel):
                 for name, model in models.items()
             }
         if data is not None:
-            values["data"] = {
-                name: build(
-                    Data, {"recipe": {"data": one}} if isinstance(one, str) else one, ("data", name)
-                )
-                for name, one in data.items()
-            }
+            values["data"] = {name: _data(name, one) for name, one in data.items()}
         if arms is not None:
             values["defenses"] = {name: _arm(name, arm) for name, arm in arms.items()}
         return values
@@ -121,6 +116,8 @@ class Sweep(BaseModel):
         if self.choose_on is not None and self.choose_on not in self.tasks:
             fault = unknown("task", self.choose_on, list(self.tasks))
             raise FieldError(("choose_on",), str(fault))
+        if self.choose_on is not None and all(arm.defenses for arm in self.defenses.values()):
+            raise FieldError(("choose_on",), "needs an arm without defenses, to compare with.")
         shared = self.shared
         if shared.get("defenses"):
             raise FieldError(
@@ -136,6 +133,9 @@ class Sweep(BaseModel):
         for where, settings, names in self._all_settings():
             for key, tried in settings.items():
                 _check_setting((*where, key), key, tried, names)
+        first = next(iter(self.tasks))
+        for name in self.defenses:
+            self.recipe_of(self.cell(first, name, self.arm_settings(name)[0], 0))
         if self.models is None:
             texts = [self.recipe, *(one.recipe for one in self.data.values())]
             texts += [arm.model_dump() for arm in self.defenses.values()]
@@ -244,15 +244,21 @@ def merged(base: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a recipe, in place; `NAME.FIELD` is a field of its defense NAME."""
+    """Set a dotted key of a recipe, in place; `NAME.FIELD` is a field of its defense NAME.
+
+    Raises:
+        FieldError: there is nothing to set it in.
+    """
     *parents, last = key.split(".")
     place: Any = values
-    for entry_ in values.get("defenses") or []:
-        if parents and parents[0] in entry_:
-            place = entry_
-    for parent in parents:
-        place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
-    place[last] = copy.deepcopy(value)
+    if parents:
+        place = next((each for each in values["defenses"] if parents[0] in each), values)
+    try:
+        for parent in parents:
+            place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
+        place[last if isinstance(place, dict) else int(last)] = copy.deepcopy(value)
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise FieldError(("settings", key), "there is nothing to set it in.") from None
 
 
 def _folder(setting: Mapping[str, Any]) -> str:
@@ -292,7 +298,19 @@ def _named(values: dict[str, Any], field: str) -> dict[str, Any] | None:
     return {str(name): value for name, value in given.items()}
 
 
+def _data(name: str, given: Any) -> Data:
+    if isinstance(given, Data):
+        return given
+    if isinstance(given, str):
+        return Data(recipe={"data": given})
+    if not isinstance(given, dict):
+        raise FieldError(("data", name), "write a data source, or {recipe: {data: ...}, ...}.")
+    return build(Data, given, ("data", name))
+
+
 def _arm(name: str, given: Any) -> Arm:
+    if isinstance(given, Arm):
+        return given
     where = ("defenses", name)
     values = given if isinstance(given, dict) else {"defenses": given or []}
     if not isinstance(values.get("defenses", []), list):

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -16,9 +17,11 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
+from rich.markup import escape
 
 from narrowly.errors import NarrowlyError
 from narrowly.files import write_text
+from narrowly.report.choose import choose
 from narrowly.report.sweep import Cell, SweepRecord
 from narrowly.sweeps.file import Sweep
 from narrowly.sweeps.local import Local
@@ -106,13 +109,16 @@ class _Run:
         """Run everything."""
         self._queue(self.record.cells)
         broken = [cell for cell in self.record.cells if cell.status == "impossible"]
+        broken.sort(key=lambda cell: cell.why or "")
         if len(broken) == len(self.record.cells):
             raise NarrowlyError(f"no cell can run. {broken[0].path}: {broken[0].why}")
         resolved = self.sweep.model_dump(mode="json", exclude_none=True)
         write_text(self.folder / "sweep.yaml", yaml.safe_dump(resolved, sort_keys=False))
         self.board.say(f"{self.folder}: {counted(self.record.cells)}; {self.pool.slots} at a time")
-        for cell in broken:
-            self.board.say(f"[red]impossible[/] {cell.path}: {cell.why}")
+        for why, cells in groupby(broken, lambda cell: cell.why):
+            first, *more = cells
+            told = f" and {len(more)} more" if more else ""
+            self.board.say(f"[red]impossible[/] {first.path}{told}: {escape(why or '')}")
         try:
             self._loop()
         finally:
@@ -178,23 +184,29 @@ class _Run:
 
     def _choose(self) -> None:
         """Settle the settings of the other tasks."""
-        from narrowly.report.choose import choose
-
         self.to_choose = False
         self.board.to_come = 0
-        self.record.chosen = choose(self.record, self.folder)
+        why = "none of its settings was measured there"
+        try:
+            self.record.chosen = choose(self.record, self.folder)
+        except NarrowlyError as error:
+            why = str(error)
         known = {cell.path for cell in self.record.cells}
-        cells = [c for c in self.sweep.cells(self.record.chosen) if c.path not in known]
+        settled = [c for c in self.sweep.cells(self.record.chosen) if c.path not in known]
+        self.record.cells += settled
+        self._queue(settled)
         for arm in self.sweep.defenses:
-            settled = arm in self.record.chosen or len(self.sweep.arm_settings(arm)) == 1
-            if not settled:
-                self.board.say(f"[red]{arm}[/]: no setting could be chosen")
-                self.record.cells += self._unsettled(arm)
-        self.record.cells += cells
-        self._queue(cells)
+            if len(self.sweep.arm_settings(arm)) == 1:
+                continue
+            setting = self.record.chosen.get(arm)
+            told = "[red]nothing[/]" if setting is None else escape(str(setting))
+            self.board.say(f"chosen on {self.sweep.choose_on} for {arm}: {told}")
+            if setting is None:
+                self.record.cells += self._unsettled(arm, why)
+        self.record.write(self.folder)
 
-    def _unsettled(self, arm: str) -> list[Cell]:
-        why = f"none of its settings ran on {self.sweep.choose_on}, so none could be chosen"
+    def _unsettled(self, arm: str, why: str) -> list[Cell]:
+        why = f"no setting could be chosen on {self.sweep.choose_on}: {why}"
         return [
             self.sweep.cell(task, arm, {}, seed).model_copy(
                 update={"status": "impossible", "why": why}
@@ -209,12 +221,18 @@ def _pool(sweep: Sweep, on: str) -> Pool:
     if on == "ray":
         from narrowly.sweeps.on_ray import OnRay
 
-        return OnRay(sweep)
+        return OnRay(sweep.jobs, sweep.threads, sweep.memory, sweep.gpus)
     if on != "local":
         raise NarrowlyError(f"--on {on}: runs run on `local` or on `ray`.")
     gpus = torch.cuda.device_count() if sweep.gpus else 0
-    room = int(gpus / sweep.gpus) if gpus else (os.cpu_count() or 1) // sweep.threads
+    room = int(gpus / sweep.gpus) if gpus else _cores() // sweep.threads
     return Local(sweep.jobs or max(1, room), gpus)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager
