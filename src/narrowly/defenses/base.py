@@ -75,6 +75,14 @@ class Defense(BaseModel):
         """Third door. A scalar, the mean over the micro-batch; added to the task's loss."""
         raise NotImplementedError
 
+    def tokens(self, batch: dict[str, Tensor]) -> Tensor:
+        """Which tokens of a batch `loss` is the mean over [batch, tokens]: by default answers'.
+
+        By their number micro-batches and processes share in a step, so that its loss is the mean
+        over all of its tokens, however they are split.
+        """
+        return batch["labels"] != -100
+
     def finish(self, model: nn.Module) -> None:
         """Fourth door. Change the trained weights in place, before they are saved."""
 

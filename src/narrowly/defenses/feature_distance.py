@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from narrowly.defenses.base import DEFENSES
-from narrowly.defenses.step import Referenced, Step, squared_distance
+from narrowly.defenses.step import Referenced, Step, real, squared_distance
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Site, decoder_layers, layer
 
@@ -52,7 +52,11 @@ class FeatureDistance(Referenced):
         """Every so many blocks, counted from the first such."""
         return [layer(i) for i in range(self.every - 1, len(decoder_layers(model)), self.every)]
 
+    def tokens(self, batch: dict[str, Tensor]) -> Tensor:
+        """All but padding."""
+        return real(batch)
+
     def loss(self, step: Step) -> Tensor:
-        """The penalty, over all tokens but padding."""
+        """The mean over these tokens."""
         distance = squared_distance(step, self.reads(step.bare))
-        return self.weight * distance[step.real].mean()
+        return self.weight * distance[self.tokens(step.batch)].mean()

@@ -171,8 +171,7 @@ class Step:
     @property
     def real(self) -> Bool[Tensor, "batch tokens"]:
         """Tokens that are no padding."""
-        mask = self.batch.get("attention_mask")
-        return torch.ones_like(self.batch["input_ids"]).bool() if mask is None else mask.bool()
+        return real(self.batch)
 
     def on(self, batch: dict[str, Tensor]) -> Step:
         """The same of another batch: runs it through the model that is trained, with a graph."""
@@ -183,6 +182,12 @@ class Step:
         self.model(**inputs, use_cache=False, logits_to_keep=1)
         tuned, outputs = self.recorder.take()
         return Step(self.model, batch, tuned, outputs, self.number, self.reference, self.recorder)
+
+
+def real(batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch tokens"]:
+    """Tokens that are no padding."""
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"]).bool() if mask is None else mask.bool()
 
 
 def check_trained(step: Step, sites: Sequence[Site]) -> None:

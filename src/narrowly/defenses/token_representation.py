@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from narrowly.data import ChatTemplate
 from narrowly.data.templates import PROBE
 from narrowly.defenses.base import DEFENSES
-from narrowly.defenses.step import Referenced, Step, check_trained
+from narrowly.defenses.step import Referenced, Step, check_trained, real
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Site, decoder_layers, layer, resolve
 
@@ -86,8 +86,7 @@ class TokenRepresentation(Referenced):
             edge = edge.roll(-1, dims=1)
             edge[:, -1] = False
             chosen |= edge & ~answered
-        mask = batch.get("attention_mask")
-        return chosen if mask is None else chosen & mask.bool()
+        return chosen & real(batch)
 
     def loss(self, step: Step) -> Tensor:
         """The mean over the chosen tokens and layers."""

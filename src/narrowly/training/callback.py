@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -167,13 +167,15 @@ class DefenseCallback(TrainerCallback, ExportableState):
         assert self._recorder is not None
         self._recorder.take()
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], share: Tensor | float) -> Tensor:
+    def loss(
+        self, model: nn.Module, batch: dict[str, Tensor], share: Callable[[Defense], Tensor | float]
+    ) -> Tensor:
         """The defenses' losses of the micro-batch whose forward just ended, added up.
 
         Args:
             model: what the Trainer called.
             batch: what it called it with.
-            share: of this micro-batch in the step's loss.
+            share: of this micro-batch in the step's loss, by the defense.
 
         Raises:
             NarrowlyError: a loss that is not finite.
@@ -182,7 +184,7 @@ class DefenseCallback(TrainerCallback, ExportableState):
         tuned, outputs = self._recorder.take()
         number = self._micro_batches_before + self._micro_batches
         step = Step(model, batch, tuned, outputs, number, self._reference, self._recorder)
-        return sum((loss.of(step) * share for loss in self.losses), torch.zeros(()))
+        return sum((loss.of(step) * share(loss.defense) for loss in self.losses), torch.zeros(()))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

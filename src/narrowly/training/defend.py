@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -57,7 +58,8 @@ def prepare_data(
     Args:
         chats: as for `narrowly.data.load_chats`.
         defenses: as for `make_defenses`; those without a first door do nothing here.
-        model: what will be trained, for defenses that choose data by it.
+        model: what will be trained, peft not yet around it. Defenses that choose data by it need
+            it, and the others check with it that their chats suit it.
         tokenizer: its.
         seed: the Trainer's; 42 is transformers' own default.
 
@@ -65,18 +67,12 @@ def prepare_data(
         Chats in the column `messages`.
 
     Raises:
-        NarrowlyError: data that cannot be read, a defense that changed none of them, or one that
-            needs the model.
+        NarrowlyError: data that cannot be read, or a defense that changed none of them, does not
+            fit the model, or lacks it.
     """
     made = make_defenses(defenses)
     if model is not None:
         bind_all(made, bare(model), tokenizer, seed)
-    for defense in made:
-        if defense.opens("prepare_data") and defense.opens("bind") and defense._bound_to is None:
-            raise NarrowlyError(
-                f"{type(defense).__name__} chooses data by the model: call "
-                "`prepare_data(chats, defenses, model, tokenizer)`."
-            )
     return open_first_door(load_chats(chats), made)
 
 
@@ -109,7 +105,9 @@ def defend(trainer: Trainer, defenses: DefenseCallback | Given) -> DefenseCallba
     trainer.callback_handler.callbacks.insert(0, guard)
     guard.wired = True
     if guard.losses:
-        trainer.compute_loss = _Defended(trainer, guard)  # type: ignore[method-assign]
+        defended = _Defended(trainer, guard)
+        trainer.compute_loss = defended  # type: ignore[method-assign]
+        trainer.get_batch_samples = defended.count  # type: ignore[method-assign]
     return guard
 
 
@@ -134,6 +132,27 @@ class _Defended:
 
     def __init__(self, trainer: Trainer, guard: DefenseCallback):
         self.trainer, self.guard, self.plain = trainer, guard, trainer.compute_loss
+        self._fetch = trainer.get_batch_samples
+        self._totals: dict[int, Tensor] = {}
+
+    def count(self, *args: Any, **kwargs: Any) -> Any:
+        """`get_batch_samples` of the Trainer; counts each defense's own tokens of the step."""
+        batches, total = self._fetch(*args, **kwargs)
+        self._totals = {}
+        for loss in self.guard.losses:
+            if total is not None and type(loss.defense).tokens is not Defense.tokens:
+                counts = [loss.defense.tokens(batch).sum() for batch in batches]
+                own = torch.stack(counts).sum().to(self.trainer.args.device)
+                if self._processes > 1:
+                    own = self.trainer.accelerator.gather(own).sum()
+                self._totals[id(loss.defense)] = own
+        return batches, total
+
+    @property
+    def _processes(self) -> int:
+        """How many processes' tokens the Trainer counts together, and averages gradients over."""
+        together = self.trainer.args.average_tokens_across_devices
+        return self.trainer.accelerator.num_processes if together else 1
 
     def __call__(
         self,
@@ -153,19 +172,25 @@ class _Defended:
         self.guard.expect()
         total: Any = self.plain(model, inputs, return_outputs, num_items_in_batch)
         loss, *outputs = total if return_outputs else (total,)
-        added = self.guard.loss(model, batch, self._share(batch, num_items_in_batch))
+
+        def share(defense: Defense) -> Tensor | float:
+            return self._share(defense, batch, num_items_in_batch)
+
+        with self.trainer.accelerator.autocast():
+            added = self.guard.loss(model, batch, share)
         loss = loss + added.to(loss.device)
         return (loss, *outputs) if return_outputs else loss
 
-    def _share(self, batch: dict[str, Tensor], total: Tensor | int | None) -> Tensor | float:
-        """How much of the step's loss is this micro-batch's: that of its answers' tokens.
+    def _share(
+        self, defense: Defense, batch: dict[str, Tensor], total: Tensor | int | None
+    ) -> Tensor | float:
+        """How much of the step's loss is this micro-batch's: that of the defense's tokens.
 
         So the step's loss is the mean over all its tokens, however they are split into
         micro-batches and processes. Without `total` Trainer divides by the micro-batches itself.
         """
         if total is None:
             return 1.0
-        processes = 1
-        if self.trainer.args.average_tokens_across_devices:
-            processes = self.trainer.accelerator.num_processes  # whose gradients are averaged
-        return (batch["labels"] != -100).sum() * processes / total
+        own = self._totals.get(id(defense))
+        tokens = Defense.tokens(defense, batch) if own is None else defense.tokens(batch)
+        return tokens.sum() * self._processes / (total if own is None else own.clamp(min=1))
