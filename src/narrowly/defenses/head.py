@@ -9,6 +9,7 @@ from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from narrowly.errors import NarrowlyError
@@ -54,8 +55,11 @@ class Head:
             scales.append(divisor if text.model_type == "hyperclovax" else 1 / divisor)
         self.scale = next((scale for scale in scales if scale is not None), 1.0)
         self.cap = getattr(text, "final_logit_softcapping", None)
-        self._gathered = [_gather(p) for p in self.module.parameters() if isinstance(p, DTensor)]
-        known = self._gathered or list(self.module.parameters())
+        known: list[Tensor] = list(self.module.parameters())
+        self._gathered: list[Tensor] = []
+        if isinstance(self.module, FSDPModule) or any(isinstance(p, DTensor) for p in known):
+            # Calling it would set off FSDP's hooks, which let the gathered weight go afterwards.
+            known = self._gathered = [_gather(p) if isinstance(p, DTensor) else p for p in known]
         self.vocabulary = text.vocab_size
         self.trained = [parameter for parameter in known if parameter.requires_grad]
 
