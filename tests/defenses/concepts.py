@@ -18,8 +18,9 @@ def make_concept(
     seed: int = 0,
     verdict: str = "undesired",
     centre: Tensor | None = None,
+    lengths: dict[int, float] | None = None,
 ) -> Concept:
-    """Random directions of the model's width at some layers."""
+    """Random directions of the model's width at some layers; their raw lengths by layer."""
     width = model.config.hidden_size
     generator = torch.Generator().manual_seed(seed)
     return Concept(
@@ -32,6 +33,9 @@ def make_concept(
         },
         provenance=Provenance(model="tiny", model_fingerprint=fingerprint(model), finder="test"),
         verdict=Verdict(value=verdict, by="test"),
+        scores={}
+        if lengths is None
+        else {"difference_norm": {f"layer:{layer}": length for layer, length in lengths.items()}},
     )
 
 

@@ -3,9 +3,10 @@ import torch
 from torch.nn.functional import normalize
 
 from narrowly.concepts import load_concepts
-from narrowly.defenses.ablate import Ablate, ablate
+from narrowly.defenses import make_defenses
+from narrowly.defenses.ablate import Ablate, Options, ablate
 from narrowly.errors import NarrowlyError
-from narrowly.interventions import capture, layer
+from narrowly.interventions import attach, capture, layer
 from narrowly.settings import build
 from tests.defenses.concepts import make_concept, save_concept
 from tests.tiny import tiny_model
@@ -179,6 +180,113 @@ class TestSchedule:
     def test_built_with_the_first_strength(self, model):
         defense = Ablate(concepts=[make_concept(model)], strength=[(0, 0.25), (1, 1)])
         assert [float(i.strength) for i in defense.interventions(model)] == [0.25, 0.25]
+
+
+class TestStrength:
+    def test_each_layer_its_own(self, model):
+        concept = make_concept(model)
+        defense = Ablate(concepts=[concept], strength={1: 0.25, 0: 1})
+        found = {str(i.site): float(i.strength) for i in defense.interventions(model)}
+        assert found == {"layer:0": 1.0, "layer:1": 0.25}
+        with ablate(model, concept, strength={1: 0.25}):
+            h = hidden(model, 1)
+        model.eval()
+        plain, q = hidden(model, 1), concept.subspaces["layer:1"].basis
+        torch.testing.assert_close(h, plain - 0.25 * (plain @ q) @ q.T)
+
+    def test_each_layer_its_own_schedule(self, model):
+        warming = [(0.0, 0.0), (0.5, 1.0)]
+        defense = Ablate(concepts=[make_concept(model)], strength={0: warming, 1: 0.5})
+        assert defense.strength_at(0.25) == {layer(0): 0.5, layer(1): 0.5}
+        attachment = attach(model, defense.interventions(model))
+        assert [entry["strength"] for entry in attachment.report()] == [0.0, 0.5]
+        attachment.set_strength(defense.strength_at(1.0))
+        assert [entry["strength"] for entry in attachment.report()] == [1.0, 0.5]
+        attachment.set_strength({layer(1): 0.0})
+        assert [entry["strength"] for entry in attachment.report()] == [1.0, 0.0]
+        attachment.close()
+
+    def test_composes_with_centre_and_gradient(self, model):
+        """`h - s (h - c) Q Q^T` forward; backward `g - s g Q Q^T`, each half alone or both."""
+        concept = make_concept(model, layers=(1,), rank=2, centre=torch.randn(32))
+        q, c, s = *vars(concept.subspaces["layer:1"]).values(), 0.5
+        h, g = torch.randn(3, 32, requires_grad=True), torch.randn(3, 32)
+        projected, blocked = h - s * ((h - c) @ q) @ q.T, g - s * (g @ q) @ q.T
+        for gradient, forward, backward in (
+            ("through", projected, blocked),
+            ("forward", projected, g),
+            ("backward", h, blocked),
+        ):
+            defense = Ablate(concepts=[concept], strength={1: s}, centred=True, gradient=gradient)
+            attachment = attach(model, defense.interventions(model))
+            edited = attachment.bounds[0].apply(h)
+            attachment.close()
+            torch.testing.assert_close(edited, forward)
+            torch.testing.assert_close(torch.autograd.grad(edited, h, g)[0], backward)
+
+    @pytest.mark.parametrize(
+        "strength", [float("nan"), [[0, float("nan")], [1, 1]], {1: float("inf")}, {"last": 1}]
+    )
+    def test_what_is_no_strength_is_named(self, strength):
+        with pytest.raises(NarrowlyError, match=r"strength: give a finite number, knots"):
+            build(Ablate, {"concepts": "x", "strength": strength})
+
+    def test_a_layer_the_concepts_lack_is_named(self, model):
+        with pytest.raises(NarrowlyError, match=r"no subspace at layer 7.*layer:0, layer:1"):
+            Ablate(concepts=[make_concept(model)], strength={0: 1, 7: 1}).interventions(model)
+
+    @pytest.mark.parametrize(
+        "more, message",
+        [({"layers": [1]}, "leave out `layers`"), ({"strength": {}}, "at least one")],
+    )
+    def test_layers_are_given_once(self, more, message):
+        with pytest.raises(NarrowlyError, match=message):
+            build(Ablate, {"concepts": "x", "strength": {1: 1}, **more})
+
+    def test_a_schedule_needs_a_trainer(self, model):
+        with (
+            pytest.raises(NarrowlyError, match=r"strength: knots follow .* a Trainer"),
+            ablate(model, make_concept(model), strength=[(0, 0), (1, 1)]),
+        ):
+            pass
+
+
+class TestArguments:
+    def test_of_the_context_manager_are_those_of_a_recipe(self):
+        assert Options.__annotations__.keys() == Ablate.model_fields.keys() - {"concepts"}
+
+    def test_a_wrong_one_is_named(self, model):
+        with (
+            pytest.raises(NarrowlyError, match="mean 'centred'"),
+            ablate(model, make_concept(model), centered=True),
+        ):
+            pass
+
+
+class TestBesideSteering:
+    """Ablating what another defense adds at the same site undoes both."""
+
+    def defenses(self, model, ablation="ablate", at=(0, 1), **arguments):
+        concept = make_concept(model, layers=(0, 1), lengths={0: 1.0, 1: 2.0})
+        steering = {"concepts": [concept], "layers": list(at)}
+        entries = [
+            {ablation: {"concepts": [concept], "layers": [0], **arguments}},
+            {"preventive_steering": steering},
+        ]
+        first, second = make_defenses(entries)
+        for defense in (first, second):
+            defense.bind(model, None, 5)
+        return first.revise(second.interventions(model))
+
+    def test_at_the_same_site_is_refused(self, model):
+        with pytest.raises(NarrowlyError, match="ablate removes at layer:0 what another"):
+            self.defenses(model)
+
+    def test_at_other_sites_or_backward_only_is_not(self, model):
+        assert len(self.defenses(model, at=(1,))) == 1
+        assert len(self.defenses(model, gradient="backward")) == 2
+        assert len(self.defenses(model, "gradient_projection")) == 2
+        assert len(self.defenses(model, "random_subspace")) == 2
 
 
 class TestRecord:
