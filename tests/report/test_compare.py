@@ -13,7 +13,7 @@ from tests.report.synthetic import DEMO, loss_rows, write_demo, write_eval, writ
 from narrowly.errors import NarrowlyError
 from narrowly.evals import read_samples
 from narrowly.report import compare
-from narrowly.report.page import _ticks
+from narrowly.report.page import ticks
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_comparing_loads_no_torch(demo):
     "ends", [(0.69, 0.79), (0.0, 1.0), (2.1, 9.7), (0.7001, 0.7004), (5, 1500)]
 )
 def test_ticks_are_few_distinct_and_on_the_axis(ends):
-    ticks = _ticks(ends)
-    assert 2 <= len(ticks) <= 7
-    assert len({name for _, name in ticks}) == len(ticks)
-    assert all(ends[0] - 1e-9 <= tick <= ends[1] + 1e-9 for tick, _ in ticks)
+    found = ticks(ends)
+    assert 2 <= len(found) <= 7
+    assert len({name for _, name in found}) == len(found)
+    assert all(ends[0] - 1e-9 <= tick <= ends[1] + 1e-9 for tick, _ in found)

@@ -95,14 +95,14 @@ def _position(value: float, ends: tuple[float, float] = (0.0, 1.0)) -> str:
     return f"{100 * (value - low) / (high - low):.2f}%"
 
 
-def _ticks(ends: tuple[float, float]) -> list[tuple[float, str]]:
+def ticks(ends: tuple[float, float]) -> list[tuple[float, str]]:
     """Two to six round numbers along an axis, and how they are written."""
     low, high = ends
     magnitude = 10 ** math.floor(math.log10(high - low))
     step = next(s for f in (0.2, 0.5, 1, 2) if (high - low) / (s := f * magnitude) <= 6)
     digits = max(0, -math.floor(math.log10(step)))
-    ticks = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return [(tick, f"{tick:.{digits}f}") for tick in ticks]
+    found = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [(tick, f"{tick:.{digits}f}") for tick in found]
 
 
 def _yaml(value: Any) -> str:
@@ -115,17 +115,22 @@ def _cell(interval: Interval | None, unit: str) -> tuple[str, str]:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
+    return environment().get_template("page.html")
+
+
+def environment() -> Environment:
+    """Where the report's pages and their style lie; what they show is escaped."""
+    pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        position=_position, yaml=_yaml, ticks=_ticks, scores=scores, shortened=shortened
+    pages.filters.update(
+        position=_position, yaml=_yaml, ticks=ticks, scores=scores, shortened=shortened
     )
-    environment.globals.update(
+    pages.globals.update(
         cell=_cell, percent=numbers.percent, number=numbers.number, palette=palette
     )
-    return environment.get_template("page.html")
+    return pages

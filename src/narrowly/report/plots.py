@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals import Interval
@@ -85,7 +85,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
 def misalignment(arms: Sequence[Arm]) -> Figure:
     """The headline: per arm, misaligned answers in the fine-tuned domain and in all others."""
-    figure, axes = _rows(
+    figure, axes = rows(
         arms,
         "Misaligned answers",
         "% of answers in the fine-tuned domain (narrow) and in all others (broad), 95 % intervals",
@@ -95,11 +95,11 @@ def misalignment(arms: Sequence[Arm]) -> Figure:
         if narrow and broad:
             axes.plot([100 * broad.mean, 100 * narrow.mean], [row, row], color=HAIRLINE, zorder=1)
         if narrow:
-            _dot(axes, row, narrow, BLUE, filled=False)
+            dot(axes, row, narrow, BLUE, filled=False)
         if broad:
-            _dot(axes, row, broad, MISALIGNED, filled=True)
+            dot(axes, row, broad, MISALIGNED, filled=True)
     _percent_axis(axes)
-    _columns(
+    columns(
         axes,
         arms,
         [
@@ -112,11 +112,11 @@ def misalignment(arms: Sequence[Arm]) -> Figure:
 
 def answers(arms: Sequence[Arm]) -> Figure:
     """Per arm, how answers outside the fine-tuned domain were judged; the shares sum to 100 %."""
-    figure, axes = _rows(
+    figure, axes = rows(
         arms,
         "Answers outside the fine-tuned domain",
         "%, as judged",
-        columns=False,
+        numbers=False,
     )
     for row, arm in enumerate(arms):
         left = 0.0
@@ -140,16 +140,16 @@ def answers(arms: Sequence[Arm]) -> Figure:
 
 def cost(arms: Sequence[Arm]) -> Figure:
     """Per arm, held-out loss in distribution, and beside it the seconds of training."""
-    figure, axes = _rows(
+    figure, axes = rows(
         arms,
         "Learning in distribution, and its price",
         "held-out loss in nats per token, 95 % intervals; seconds of training",
     )
     for row, arm in enumerate(arms):
         if loss := arm.get(LOSS):
-            _dot(axes, row, loss, BLUE, filled=True, scale=1)
+            dot(axes, row, loss, BLUE, filled=True, scale=1)
     axes.margins(x=0.12)
-    _columns(
+    columns(
         axes,
         arms,
         [
@@ -167,8 +167,19 @@ PLOTS: dict[str, tuple[Callable[[Sequence[Arm]], Figure], tuple[str, ...]]] = {
 }
 
 
-def _rows(
-    arms: Sequence[Arm], title: str, subtitle: str, columns: bool = True
+class Labelled(Protocol):
+    """What stands in a row of its own."""
+
+    @property
+    def label(self) -> str:
+        """As a person reads it."""
+
+
+L = TypeVar("L", bound=Labelled)
+
+
+def rows(
+    arms: Sequence[Labelled], title: str, subtitle: str, numbers: bool = True
 ) -> tuple[Figure, Axes]:
     """A figure with one row per arm, the first on top; room for two columns of numbers."""
     from matplotlib.figure import Figure
@@ -178,7 +189,7 @@ def _rows(
     figure = Figure(figsize=(WIDTH, height))
     longest = max(len(arm.label) for arm in arms)
     left = min(0.35, 0.05 + 0.0105 * longest)
-    right = 0.78 if columns else 0.98
+    right = 0.78 if numbers else 0.98
     axes = figure.add_axes((left, 0.42 / height, right - left, ROW * len(arms) / height))
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_yticks([])
@@ -195,9 +206,10 @@ def _rows(
     return figure, axes
 
 
-def _dot(
+def dot(
     axes: Axes, row: int, interval: Interval, colour: str, *, filled: bool, scale: float = 100
 ) -> None:
+    """A mean with its interval, in a row."""
     low, mean, high = (scale * value for value in (interval.low, interval.mean, interval.high))
     axes.plot([low, high], [row, row], color=colour, lw=2.2, solid_capstyle="round", zorder=2)
     face = colour if filled else PAPER
@@ -209,12 +221,12 @@ def _percent_axis(axes: Axes) -> None:
     axes.set_xticks(range(0, 101, 25))
 
 
-def _columns(
-    axes: Axes, arms: Sequence[Arm], columns: Sequence[tuple[str, str, Callable[[Arm], str]]]
+def columns(
+    axes: Axes, arms: Sequence[L], heads: Sequence[tuple[str, str, Callable[[L], str]]]
 ) -> None:
     """Numbers right of the rows, headed in the colour of their marks."""
     shared: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "clip_on": False}
-    for index, (head, colour, cell) in enumerate(columns):
+    for index, (head, colour, cell) in enumerate(heads):
         x = 1.17 + 0.18 * index
         axes.text(x, -0.72, head, color=colour, ha="right", va="bottom", fontsize=8.5, **shared)
         for row, arm in enumerate(arms):

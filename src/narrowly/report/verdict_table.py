@@ -40,7 +40,7 @@ def told(found: Verdicts) -> Iterator[RenderableType]:
     yield Text.assemble(("Verdicts", "bold"), f" over {', '.join(found.reported)}")
     yield _verdicts(found)
     yield ""
-    rules = [f"{CRITERIA[name].name}: {CRITERIA[name].rule}" for name in _measured(found)]
+    rules = [f"{CRITERIA[name].name}: {CRITERIA[name].rule}" for name in measured_criteria(found)]
     yield _note("\n".join(rules))
     yield _note(HOW_TO_READ)
     if found.chosen_on:
@@ -65,7 +65,7 @@ def _chosen(found: Verdicts) -> str:
     return f"* Settings were chosen on {on}, which is not in these figures; its own are flattered."
 
 
-def _measured(found: Verdicts) -> list[str]:
+def measured_criteria(found: Verdicts) -> list[str]:
     """Criteria that some arm has a figure for."""
     return [
         name
@@ -80,7 +80,7 @@ def _measured(found: Verdicts) -> list[str]:
 def _verdicts(found: Verdicts) -> Table:
     drawn = _table()
     drawn.add_column("defense", max_width=24)
-    shown = _measured(found)
+    shown = measured_criteria(found)
     for name in shown:
         drawn.add_column(CRITERIA[name].name.replace(" ", "\n"), justify="right", vertical="top")
     drawn.add_column("\ntime", justify="right")
