@@ -96,7 +96,7 @@ def compare(
         ),
     ] = None,
 ) -> None:
-    """Runs side by side, or the verdicts of a sweep: a table here, and a self-contained HTML report.
+    """Runs side by side, or a sweep's verdicts: a table here, and a self-contained HTML report.
 
     Of a sweep, every defense is judged over its tasks: no broad change, task learned, benign tasks
     learned, coherent; against undefended and the random control, with intervals over seeds.
