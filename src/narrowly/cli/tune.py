@@ -19,8 +19,13 @@ def tune(
     Searches on one half of the questions, and writes the best as a recipe that reports on the
     other. The same command continues, and with --set trials=60 goes further.
     """
+    import datasets
+    import transformers
+
     from narrowly.sweeps.tune import tune
 
+    datasets.disable_progress_bars()  # a line for each trial says more
+    transformers.utils.logging.disable_progress_bar()
     found = tune(file, settings or [])
     console.print(found, highlight=False)
     if found.best is None:

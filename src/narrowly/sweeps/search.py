@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from narrowly.errors import NarrowlyError
 from narrowly.evals import EVALS
 from narrowly.evals.listing import named_evals
+from narrowly.registry import unknown
 from narrowly.settings import Entry, FieldError, build
 from narrowly.training.recipe import Recipe
 
@@ -158,6 +159,8 @@ class TuneFile(BaseModel):
         name, dot, rest = metric.partition(".")
         if not dot or not rest:
             raise ValueError("write EVAL.METRIC, such as misalignment.broad_misaligned")
+        if name not in EVALS.names():
+            raise ValueError(str(unknown("eval", name, EVALS.names())).removesuffix("."))
         if "half" not in EVALS[name].model_fields:
             raise ValueError(
                 f"the eval {name!r} cannot be split into a half to tune on and a half to report on"
