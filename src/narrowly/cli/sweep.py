@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from narrowly.cli.shared import Settings, console
+from narrowly.cli.shared import Settings, console, next_command
+from narrowly.errors import NarrowlyError
 
 
 def sweep(
@@ -17,17 +18,23 @@ def sweep(
         str, typer.Option(help="local: processes of this machine; ray: a cluster (extra ray).")
     ] = "local",
 ) -> None:
-    """Run models x data x defenses x settings x seeds, and show which defense does what.
+    """Run models x data x defenses x settings x seeds, and judge every defense.
 
-    Runs what is missing, so the same command continues. A cell that cannot run is told, and the
-    others run; the exit code is 1 then.
+    Runs what is missing, so the same command continues. A cell that cannot run is told and the
+    others run; the exit code is 1 as long as one is missing.
     """
-    from narrowly.sweeps import sweep
+    from narrowly.report import verdicts
+    from narrowly.sweeps import Sweep, sweep
 
-    record = sweep(file, settings or [], on=on)
-    missing = [cell for cell in record.cells if cell.status != "done"]
-    for cell in missing:
-        console.print(
-            f"[red]missing[/] {cell.path}: [dim]{cell.status}[/]", highlight=False, soft_wrap=True
-        )
-    raise typer.Exit(1 if missing else 0)
+    plan = Sweep.read(file, settings or [])
+    record = sweep(plan, on=on)
+    try:
+        console.print(verdicts(plan.output))
+    except NarrowlyError as error:
+        console.print(f"no verdicts: {error}", highlight=False, markup=False, soft_wrap=True)
+    next_command(f"narrowly compare {plan.output}")
+    missing = sum(cell.status != "done" for cell in record.cells)
+    if missing:
+        told = f"{missing} of {len(record.cells)} cells are missing; the same command tries again."
+        console.print(told, highlight=False)
+        raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -79,9 +80,7 @@ class Board:
         return max(0.0, mean * waiting - begun) / min(self.slots, max(1, waiting))
 
     def _render(self) -> RenderableType:
-        count = {status: 0 for status in ("done", "failed", "impossible")}
-        for cell in self.cells:
-            count[cell.status] = count.get(cell.status, 0) + 1
+        count = Counter(cell.status for cell in self.cells)
         total = len(self.cells) + self.to_come
         told = [f"{count['done']}/{total} cells"]
         told += [f"[red]{count[s]} {s}[/]" for s in ("failed", "impossible") if count[s]]
@@ -138,9 +137,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def counted(cells: Iterable[Cell]) -> str:
+def counted(cells: Iterable[Cell], to_come: int = 0) -> str:
     """How many cells became what: 12 done, 1 failed."""
-    count: dict[str, int] = {}
-    for cell in cells:
-        count[cell.status] = count.get(cell.status, 0) + 1
-    return ", ".join(f"{number} {status}" for status, number in count.items())
+    count = Counter(cell.status for cell in cells)
+    told = [f"{number} {status}" for status, number in count.items()]
+    return ", ".join([*told, *([f"{to_come} to be chosen"] if to_come else [])])

@@ -114,7 +114,11 @@ class _Run:
             raise NarrowlyError(f"no cell can run. {broken[0].path}: {broken[0].why}")
         resolved = self.sweep.model_dump(mode="json", exclude_none=True)
         write_text(self.folder / "sweep.yaml", yaml.safe_dump(resolved, sort_keys=False))
-        self.board.say(f"{self.folder}: {counted(self.record.cells)}; {self.pool.slots} at a time")
+        self.board.say(
+            f"{self.folder}: {len(self.sweep.tasks)} tasks x {len(self.sweep.defenses)} arms x "
+            f"{len(self.sweep.seeds)} seeds: {counted(self.record.cells, self.board.to_come)}; "
+            f"{self.pool.slots} at a time"
+        )
         for why, cells in groupby(broken, lambda cell: cell.why):
             first, *more = cells
             told = f" and {len(more)} more" if more else ""
