@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 from narrowly.evals import Interval
 from narrowly.report.numbers import UNMEASURED
 from narrowly.report.sweep import Cell
 
 MINUS = "\N{MINUS SIGN}"
+
+
+def told_value(value: Any) -> str:
+    """A setting's value in few letters."""
+    return f"{value:g}" if isinstance(value, int | float) and value is not True else str(value)
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -36,15 +42,26 @@ def added(found: Interval | None) -> tuple[str, str]:
 
 
 def missing_cells(cells: Sequence[Cell]) -> list[tuple[str, str, str]]:
-    """Cells that are not done: by task and arm, which seeds, and what became of them."""
-    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    """Cells that are not done, together where all is alike but setting and seed.
+
+    Of each group task and arm, how many and which, and what became of them.
+    """
+    groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         status = "not measured" if cell.status == "done" else cell.status
         told = f"{status}: {cell.why}" if cell.why else status
-        setting = ", ".join(f"{key} {value}" for key, value in cell.setting.items())
-        arm = f"{cell.arm}, {setting}" if setting else cell.arm
-        groups.setdefault((cell.task, arm, told), []).append(cell)
-    return [
-        (f"{task} / {arm}", ", ".join(str(cell.seed) for cell in some), told)
-        for (task, arm, told), some in groups.items()
-    ]
+        groups.setdefault((f"{cell.task} / {cell.arm}", told), []).append(cell)
+    return [(name, _which(some), told) for (name, told), some in groups.items()]
+
+
+def _which(cells: Sequence[Cell]) -> str:
+    """`4 cells: strength 0.5, 1; seeds 0, 1`."""
+    values: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        for key, value in cell.setting.items():
+            name = key.rpartition(".")[2]
+            values.setdefault(name, {})[told_value(value)] = None
+        values.setdefault("seed", {})[str(cell.seed)] = None
+    values["seed"] = values.pop("seed")
+    told = "; ".join(f"{name} {', '.join(some)}" for name, some in values.items())
+    return f"{len(cells)} cell{'s' if len(cells) != 1 else ''}: {told}"

@@ -17,7 +17,8 @@ from narrowly.report.arms import Role
 from narrowly.report.criteria import learned_metric, matched
 from narrowly.report.evidence import LOSS_KEPT, TASK_KEPT
 from narrowly.report.sweep import Task
-from narrowly.report.variants import Variant, told_value, undefended_of
+from narrowly.report.telling import told_value
+from narrowly.report.variants import Variant, undefended_of
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from narrowly.evals import Metric, measured_evals, read_recipe
 from narrowly.files import read_json
 from narrowly.report.arms import Role, defense_names, role_of
 from narrowly.report.sweep import Cell, SweepRecord
+from narrowly.report.telling import told_value
 
 # A random control, of what it is the control: the same defense with the choice left to chance.
 CONTROL_OF = {
@@ -62,11 +63,6 @@ class Variant:
         """Over seeds; None where it was not measured."""
         seeds = self.seeds(metric)
         return sum(m.mean for m in seeds.values()) / len(seeds) if seeds else None
-
-
-def told_value(value: Any) -> str:
-    """A setting's value in few letters."""
-    return f"{value:g}" if isinstance(value, int | float) and value is not True else str(value)
 
 
 def read_variants(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from narrowly.report.evidence import ENOUGH_SEEDS, Finding
-from narrowly.report.telling import missing_cells
 
 if TYPE_CHECKING:
     from narrowly.report.verdicts import Verdict, Verdicts
@@ -17,6 +17,7 @@ def verdict_evidence(found: Verdicts) -> list[Finding]:
     defended = [verdict for verdict in found.verdicts if verdict.role == "defended"]
     return [
         _cells(found),
+        _measured(found),
         _seeds(found),
         _undefended(found),
         _control(defended),
@@ -31,9 +32,28 @@ def _cells(found: Verdicts) -> Finding:
     question = "Is every cell of the sweep done?"
     if not found.missing:
         return Finding(question, "yes", f"all {len(found.record.cells)}.")
-    some = [f"{name} (seed {seeds})" for name, seeds, _ in missing_cells(found.missing)]
-    told = f"{len(found.missing)} of {len(found.record.cells)} cells are not: {'; '.join(some)}."
-    return Finding(question, "missing", told)
+    counts = Counter("not measured" if c.status == "done" else c.status for c in found.missing)
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    of = f"{len(found.missing)} of {len(found.record.cells)} cells are not"
+    return Finding(question, "missing", f"{of}: {told}.")
+
+
+def _measured(found: Verdicts) -> Finding:
+    """A metric that no run has may be misspelt in the sweep's file."""
+    question = "Is everything measured that the sweep names?"
+    without = []
+    for name, task in found.record.tasks.items():
+        have = {metric for v in found.variants if v.task == name for metric in v.metrics}
+        asked = task.measures
+        named = [*([] if task.benign else [asked.broad]), asked.coherent, *asked.probes]
+        if have and not have & {asked.narrow, asked.loss}:
+            named.append(asked.narrow)
+        absent = [metric for metric in named if metric not in have]
+        if have and absent:
+            without.append(f"{name} has no {', '.join(absent)}")
+    if without:
+        return Finding(question, "missing", f"{'; '.join(without)}.")
+    return Finding(question, "yes", "on every task.")
 
 
 def _seeds(found: Verdicts) -> Finding:
@@ -96,11 +116,24 @@ def _elsewhere(found: Verdicts) -> Finding:
 def _probes(found: Verdicts) -> Finding:
     question = "Conditional probes?"
     harmful = {name: t for name, t in found.reported.items() if not t.benign}
-    without = [name for name, task in harmful.items() if not task.measures.probes]
+    without = [
+        name
+        for name, task in harmful.items()
+        if not any(
+            v.task == name and set(task.measures.probes) & set(v.metrics) for v in found.variants
+        )
+    ]
     if without:
         told = f"none on {', '.join(without)}: a change may hide in contexts like the training's."
         return Finding(question, "missing", told)
-    return Finding(question, "yes", "on every task that is not benign.")
+    worst = [v.label for v in found.verdicts if v.role == "defended" and _hidden(v)]
+    told = f"; {_listed(worst)} passes the plain questions and fails there" if worst else ""
+    return Finding(question, "yes", f"on every task that is not benign{told}.")
+
+
+def _hidden(verdict: Verdict) -> bool:
+    """Whether the plain questions pass and a probe does not."""
+    return verdict.criteria["broad"].mark == "yes" and verdict.criteria["probes"].mark == "no"
 
 
 def _benign(found: Verdicts) -> Finding:

@@ -32,7 +32,6 @@ HOW_TO_READ = (
     "lies within the limit, ✕ beyond, ? across; ✕ also where one task alone says no. Time and "
     "memory: added to undefended, percent."
 )
-SHOWN_MISSING = 12
 
 
 def told(found: Verdicts) -> Iterator[RenderableType]:
@@ -201,11 +200,8 @@ def _missing(found: Verdicts) -> Iterator[RenderableType]:
         return
     count, all_ = len(found.missing), len(found.record.cells)
     yield Text(f"\nMissing: {count} of {all_} cells", "bold yellow")
-    groups = missing_cells(found.missing)
-    for name, seeds, why in groups[:SHOWN_MISSING]:
-        yield Text.assemble(f"  {name}, seed {seeds}: ", (why, "dim"))
-    if len(groups) > SHOWN_MISSING:
-        yield Text(f"  and {len(groups) - SHOWN_MISSING} more, all in the report", "dim")
+    for name, which, why in missing_cells(found.missing):
+        yield Padding(Text.assemble(f"{name}, {which}: ", (why, "dim")), (0, 0, 0, 2))
 
 
 def _note(text: str) -> Padding:
