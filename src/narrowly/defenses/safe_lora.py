@@ -60,12 +60,13 @@ class SafeLora(Defense):
                 f"safe_lora: {self.base} has the very weights of the model that is trained. "
                 "`base` is the model before its alignment."
             )
-        ours, theirs = _shapes(bare(model)), _shapes(base)
-        for name in ours.keys() & theirs.keys():
-            if ours[name] != theirs[name]:
+        theirs = _shapes(base)
+        for name, shape in _shapes(bare(model)).items():
+            if theirs.get(name) != shape:
+                found = f"is {theirs[name]} in" if name in theirs else "is not in"
                 raise NarrowlyError(
-                    f"safe_lora: {name} is {theirs[name]} in {self.base}, and {ours[name]} in the "
-                    "model that is trained. `base` is that model before its alignment."
+                    f"safe_lora: {name} {found} {self.base}, and {shape} in the model that is "
+                    "trained. `base` is that model before its alignment."
                 )
 
     def check(self, model: nn.Module) -> None:
@@ -175,10 +176,17 @@ def _cosine(projected: Tensor, b: Tensor, a: Tensor) -> float:
     return float(inner(projected, b) / norms) if norms > 0 else 0.0
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Of the weights that may be adapted, peft looked through.
+
+    Without those of the vocabulary: alignment often adds tokens.
+    """
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    vocabulary = {id(weight) for end in ends if end is not None for weight in end.parameters()}
     return {
         name.replace(".base_layer.", "."): tuple(weight.shape)
         for name, weight in model.named_parameters()
+        if weight.ndim == 2 and "lora_" not in name and id(weight) not in vocabulary
     }
 
 
