@@ -9,6 +9,7 @@ from torch import nn
 
 from narrowly.defenses.base import DEFENSES
 from narrowly.defenses.latent_block import LatentBlock
+from narrowly.errors import NarrowlyError
 
 
 @DEFENSES.register("random_latents")
@@ -39,6 +40,11 @@ class RandomLatents(LatentBlock):
         assert self._placed is not None
         taken = {*self._up, *self._down}
         others = [i for i in range(self._placed.sae.n_latents) if i not in taken]
+        if len(others) < len(taken):
+            raise NarrowlyError(
+                f"random_latents: {len(taken)} latents are to be drawn, and {self.sae} has only "
+                f"{len(others)} others. Give fewer."
+            )
         order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
         drawn = [others[i] for i in order[: len(taken)].tolist()]
         ups = len(self._up)
