@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -51,5 +52,6 @@ def key_values(settings: list[str] | None) -> dict[str, Any]:
 
 
 def next_command(command: str) -> None:
-    """Say which command a user is likely to want now."""
-    console.print(f"\n[dim]next:[/dim] {command}", highlight=False, soft_wrap=True)
+    """Say which command a user is likely to want now; of several processes, one does."""
+    if os.environ.get("RANK", "0") == "0":
+        console.print(f"\n[dim]next:[/dim] {command}", highlight=False, soft_wrap=True)
