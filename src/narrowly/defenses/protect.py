@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from narrowly.defenses.ablate import one_per_site
 from narrowly.defenses.base import DEFENSES, Defense
 from narrowly.defenses.chosen import OfConcepts
-from narrowly.defenses.step import Referenced, Step, check_trained
+from narrowly.defenses.step import Referenced, Step, check_trained, real
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Add, Intervention, ProjectOut, Site, resolve
 from narrowly.interventions.sites import ResolvedSite
@@ -118,19 +118,22 @@ class Protect(OfConcepts, Referenced):
 
     def reads(self, model: nn.Module) -> Sequence[Site]:
         """The concepts' sites."""
-        return [*self._kept] if self.weight else []
+        return [*self._kept]
+
+    def tokens(self, batch: dict[str, Tensor]) -> Tensor:
+        """All but padding."""
+        return real(batch)
 
     def loss(self, step: Step) -> Tensor:
-        """The penalty, over all tokens but padding."""
-        if not self.weight:
-            return torch.zeros(())
+        """The mean over these tokens."""
         check_trained(step, self.reads(step.bare))
         moved: list[Float[Tensor, "batch tokens"]] = []
         for site, basis in self._kept.items():
             h = step.tuned[site].float()
-            inside = (h - step.base[site].float()) @ basis.to(h.device)
+            with torch.autocast(h.device.type, enabled=False):
+                inside = (h - step.base[site].float()) @ basis.to(h.device)
             moved.append(inside.square().sum(-1))
-        return self.weight * torch.stack(moved).sum(0)[step.real].mean()
+        return self.weight * torch.stack(moved).sum(0)[self.tokens(step.batch)].mean()
 
     def record(self, folder: Path) -> dict[str, Any]:
         """Also what was kept off, and the share of its squared length that lay inside."""
