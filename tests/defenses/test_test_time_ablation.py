@@ -55,6 +55,7 @@ class TestRun:
         [entry] = read_json(run.path / "defenses.json")
         assert [each["site"] for each in entry["at_test_time"]] == ["layer:0", "layer:1"]
         assert entry["concepts"] == {"persona": "undesired"}
+        assert "whenever it answers (`at_test_time/`)" in (run.path / "README.md").read_text()
         assert not (plain.path / "at_test_time").exists()
         model, bare = load_model(run.path)[0], load_model(arm().model)[0]
         assert hooks(model) == hooks(bare)  # the saved adapter alone is the undefended model

@@ -68,6 +68,11 @@ def _defenses(run: Run) -> list[str]:
             f"{each['forwards']} forward passes in {', '.join(each['phases'])}"
             for each in entry["interventions"]
         ]
+        lines += [
+            f"  - {each['edit']} at {each['site']} whenever it answers (`at_test_time/`); the "
+            "weights alone are not defended by it"
+            for each in entry.get("at_test_time", [])
+        ]
     return lines or ["Not at all."]
 
 
