@@ -159,7 +159,7 @@ def student(freedom: float) -> float:
     By summing the density up over the angle atan(t / sqrt(freedom)), where it is bounded.
     """
     freedom = min(freedom, 2000.0)  # beyond, it is the normal distribution's to three digits
-    angles = np.linspace(0, np.pi / 2, 20001)
+    angles = np.linspace(0, np.pi / 2, 4001)
     density = np.cos(angles) ** (freedom - 1)
     summed = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     angle = np.interp(LEVEL, summed / summed[-1], angles)
