@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from narrowly.cli import concepts, evals, explain, find, organism, sae, sweep, tune
+from narrowly.cli import concepts, defenses, evals, explain, find, organism, sae, sweep, tune
 from narrowly.cli.shared import INTERRUPTED, Settings, Verbs, console, next_command
 
 app = typer.Typer(
@@ -79,6 +79,7 @@ app.command(no_args_is_help=True)(tune.tune)
 
 app.command("eval", no_args_is_help=True)(evals.evaluate)
 app.command("evals")(evals.evals)
+app.command()(defenses.defenses)
 app.command(no_args_is_help=True)(evals.samples)
 
 
