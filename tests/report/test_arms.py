@@ -70,6 +70,22 @@ def test_roles_by_name_and_by_what_the_run_says(tmp_path):
     assert roles == ["undefended", "random", "base"]
 
 
+@pytest.mark.parametrize(
+    ("defenses", "role"),
+    [
+        ([{"random_subspace": {"concepts": "c"}}], "random"),
+        (["random_latents", "interleave"], "random"),
+        ([{"random_adapter": {"adapter": "a"}}], "random"),
+        ([{"test_time_ablation": {"concepts": "c"}}], "test_time"),
+        ([{"ablate": {"concepts": "c"}}, "interleave"], "defended"),
+        ([], "undefended"),
+    ],
+)
+def test_roles_by_the_defenses_of_the_recipe(tmp_path, defenses, role):
+    run = write_run(tmp_path / "mine", 0, *DEMO["ablated"][:-1], defenses)
+    assert read_arms([run])[0].role == role
+
+
 def test_an_eval_that_one_seed_lacks_counts_the_seeds_that_have_it(tmp_path):
     (folder,) = write_demo(tmp_path, arms={"ablated": DEMO["ablated"]})
     (folder / "seed-2/evals/in_distribution/samples.parquet").unlink()

@@ -132,6 +132,7 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_the_pair():
         (("preventive_steering",), ("random_steering",), True),
         (("preventive_steering",), ("random_subspace",), False),
         (("interleave_selected",), ("interleave",), True),
+        (("inoculation_adapter",), ("random_adapter",), True),
         (("interleave",), ("interleave",), False),
         (("kl",), ("random_subspace",), False),
     ],
@@ -140,6 +141,12 @@ def test_what_is_whose_control(mine, theirs, is_control):
     role = "random" if any(name.startswith("random_") for name in theirs) else "defended"
     other = variant(arm="other", role=role, defenses=theirs)
     assert (control_of(variant(defenses=mine), [other]) is other) == is_control
+
+
+def test_concepts_of_the_random_finder_make_an_ablation_its_control():
+    chance = variant(arm="chance", role="random")
+    assert control_of(variant(), [variant(arm="other"), chance]) is chance
+    assert control_of(chance, [chance]) is None
 
 
 def test_of_a_control_under_several_settings_the_one_alike_is_taken():

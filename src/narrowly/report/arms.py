@@ -142,7 +142,7 @@ def role_of(name: str, run: Path, recipe: Mapping[str, Any]) -> Role:
     names = defense_names(recipe)
     if not names:
         return "undefended"
-    if any(name.startswith("random_") for name in names) or _random_adapter(recipe):
+    if any(name.startswith("random_") for name in names):
         return "random"
     if "test_time_ablation" in names:
         return "test_time"
@@ -152,20 +152,10 @@ def role_of(name: str, run: Path, recipe: Mapping[str, Any]) -> Role:
 
 def defense_names(recipe: Mapping[str, Any]) -> tuple[str, ...]:
     """Of a recipe's defenses, in its order."""
-    return tuple(name for name, _ in _entries(recipe))
-
-
-def _entries(recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [
-        (str(name), arguments)
+    return tuple(
+        str(name)
         for each in recipe.get("defenses") or ()
-        for name, arguments in (each if isinstance(each, dict) else {each: None}).items()
-    ]
-
-
-def _random_adapter(recipe: Mapping[str, Any]) -> bool:
-    return any(
-        isinstance(told, dict) and told.get("random") is True for _, told in _entries(recipe)
+        for name in (each if isinstance(each, dict) else [each])
     )
 
 

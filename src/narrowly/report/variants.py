@@ -20,6 +20,7 @@ CONTROL_OF = {
     "gradient_projection": "random_subspace",
     "preventive_steering": "random_steering",
     "latent_block": "random_latents",
+    "inoculation_adapter": "random_adapter",
     "interleave_selected": "interleave",
 }
 
@@ -136,11 +137,8 @@ def _controls(control: Variant, variant: Variant) -> bool:
         return False
     replaced = False
     for theirs, mine in zip(control.defenses, variant.defenses, strict=True):
-        by_chance = (
-            control.role == "random"
-            and theirs == mine
-            and mine in ("ablate", "inoculation_adapter")
-        )
+        # Concepts of the finder `random` make an ablation its own control.
+        by_chance = theirs == mine == "ablate" and control.role == "random"
         if theirs == CONTROL_OF.get(mine) or by_chance:
             replaced = True
         elif theirs != mine:
