@@ -5,6 +5,7 @@ from .defenses.ablate import ablate as ablate
 from .errors import NarrowlyError as NarrowlyError
 from .evals import evaluate as evaluate
 from .interventions import Add as Add
+from .interventions import AddLowRank as AddLowRank
 from .interventions import Clamp as Clamp
 from .interventions import Function as Function
 from .interventions import LowRankAffine as LowRankAffine

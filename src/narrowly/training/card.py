@@ -9,6 +9,9 @@ import yaml
 from narrowly.files import read_json, write_text
 from narrowly.training.run import Run
 
+SHOWN = 8
+"""Interventions of one defense; an adapter may have hundreds."""
+
 
 def write_card(run: Run) -> None:
     """Write `README.md` from what lies in the run's folder; call again after more evals."""
@@ -66,8 +69,10 @@ def _defenses(run: Run) -> list[str]:
         lines += [
             f"  - {each['edit']} at {each['site']} (`{each['module']}`), "
             f"{each['forwards']} forward passes in {', '.join(each['phases'])}"
-            for each in entry["interventions"]
+            for each in entry["interventions"][:SHOWN]
         ]
+        if more := len(entry["interventions"][SHOWN:]):
+            lines.append(f"  - and {more} more like these; `defenses.json` lists them all")
         lines += [
             f"  - {each['edit']} at {each['site']} whenever it answers (`at_test_time/`); the "
             "weights alone are not defended by it"
