@@ -227,7 +227,9 @@ class DefenseCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Add each loss's mean since the last log, as `loss_NAME`."""
         if "loss" in kwargs["logs"]:
-            kwargs["logs"] |= {f"loss_{loss.name}": loss.since() for loss in self.losses}
+            means = {f"loss_{loss.name}": loss.since() for loss in self.losses}
+            kwargs["logs"] |= means
+            state.log_history[-1] |= means  # Trainer has copied the logs there already
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
