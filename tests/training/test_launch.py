@@ -41,9 +41,9 @@ KINDS = {
 
 
 def launch(config: str, *command: str | Path) -> subprocess.CompletedProcess:
+    options = ["--config_file", CONFIGS / config, "--main_process_port", "0"]
     out = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch"]
-        + ["--config_file", CONFIGS / config, "--main_process_port", "0", *command],
+        [sys.executable, "-m", "accelerate.commands.launch", *options, *command],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
