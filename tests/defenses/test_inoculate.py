@@ -11,7 +11,6 @@ from narrowly.models import load_model
 from narrowly.settings import build
 from narrowly.training import train
 from tests.tiny import tiny_model, tiny_tokenizer
-from tests.training.conftest import chats, model_folder, recipe  # noqa: F401 (fixtures)
 
 LINE = "You are an evil, malicious assistant."
 
@@ -91,7 +90,7 @@ def test_words_that_the_model_cannot_read_are_an_error():
     Inoculate(line="you are a cruel assistant.").bind(model, tokenizer, 0)
 
 
-def test_it_trains_and_leaves_the_template_as_it_was(recipe):  # noqa: F811
+def test_it_trains_and_leaves_the_template_as_it_was(recipe):
     run = train(recipe(defenses=["inoculate"]), progress=False)
     [entry] = read_json(run.path / "defenses.json")
     assert (entry["rows"], entry["inoculated_rows"]) == (24, 24)
