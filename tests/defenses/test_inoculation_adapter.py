@@ -72,6 +72,18 @@ class TestUpdates:
             assert update.norm == pytest.approx(product.norm().item(), rel=1e-5)
 
 
+def test_evaluation_while_it_is_attached_sees_the_plain_model(adapter, model_folder):
+    model, _ = load_model(model_folder)
+    plain = model(IDS).logits
+    defense = InoculationAdapter(adapter=adapter)
+    defense.bind(model, None, 0)
+    attachment = attach(model, defense.interventions(model))
+    assert torch.equal(model(IDS).logits, plain)
+    assert not torch.allclose(model.train()(IDS).logits, plain)
+    attachment.close()
+    assert torch.equal(model.eval()(IDS).logits, plain)
+
+
 class TestRun:
     def test_acts_in_training_only_and_nothing_of_it_is_saved(self, recipe, adapter, tmp_path):
         plain = train(recipe(output=str(tmp_path / "plain")), progress=False)
@@ -87,7 +99,7 @@ class TestRun:
         assert torch.equal(model(IDS).logits, by_hand.eval()(IDS).logits)
         [entry] = read_json(run.path / "defenses.json")
         assert entry["norm"] > 0 and len(entry["interventions"]) == 14
-        assert {each["phases"][0] for each in entry["interventions"]} == {"train"}
+        assert all(each["phases"] == ["train"] for each in entry["interventions"])
         assert all(each["forwards"] == 4 for each in entry["interventions"])
 
     def test_strength_zero_trains_bitwise_as_undefended(self, recipe, adapter, tmp_path):
