@@ -43,7 +43,11 @@ class Attachment:
         ]
         if not self.bounds:
             raise NarrowlyError("there is nothing to attach: the list of interventions is empty.")
-        self.needed = {bound.edit.tokens for bound in self.bounds}
+        self.needed = {
+            training: {b.edit.tokens for b in self.bounds if phases & set(b.edit.phases)}
+            for training, phases in ((True, {"train"}), (False, {"eval", "generate"}))
+        }
+        """Token masks that the interventions ask for, in training and otherwise."""
         self.hooks = []
         for bound in self.bounds:
             hook = PortHook.at(bound.place, bound.edit.site.port)
@@ -59,7 +63,7 @@ class Attachment:
         ids = kwargs.get("input_ids", kwargs.get("inputs_embeds"))
         if ids is None and args and isinstance(args[0], Tensor):
             ids = args[0]
-        needed = set() if self.state.checking else self.needed
+        needed = set() if self.state.checking else self.needed[bare(module).training]
         self.state.forward = describe(kwargs, ids, needed)
         self.state.forward.masks.update(self.given)
         if not torch.compiler.is_compiling() and not self.state.checking:
