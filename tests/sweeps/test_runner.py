@@ -238,6 +238,7 @@ def test_a_full_disk_is_known_through_whoever_raised_it():
     except RuntimeError as error:
         assert no_space(error)
     assert no_space(RuntimeError("I/O error: No space left on device (os error 28)"))
+    assert no_space(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"))
     assert not no_space(OSError(2, os.strerror(2)))
 
 

@@ -56,6 +56,7 @@ class Local:
                 continue
             del self._running[slot]
             ended.append((job, _received(pipe, process.exitcode)))
+            process.close()
         return ended
 
     def stop(self) -> None:

@@ -56,15 +56,15 @@ class Board:
         """A run began."""
         self._running[cell.path] = (time.monotonic(), recipe)
 
-    def ended(self, cell: Cell, outcome: Outcome) -> None:
-        """A run ended."""
+    def ended(self, cell: Cell, outcome: Outcome, then: str = "") -> None:
+        """A run ended; `then` says what follows."""
         started, _ = self._running.pop(cell.path)
         seconds = time.monotonic() - started
         if outcome.status == "done":
             self.seconds.append(seconds)
             self.say(f"[green]done[/] {cell.path} [dim]{duration(seconds)}[/]")
         else:
-            self.say(f"[red]{outcome.status}[/] {cell.path}: {escape(outcome.why or '')}")
+            self.say(f"[red]{outcome.status}[/] {cell.path}: {escape(outcome.why or '')}{then}")
 
     def say(self, line: str) -> None:
         """Print a line above."""

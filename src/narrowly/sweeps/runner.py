@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import signal
 import threading
@@ -76,6 +78,11 @@ def sweep(
             that runs in the same folder.
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise NarrowlyError(
+            "narrowly.sweep starts processes, which read this script first: call it under "
+            '`if __name__ == "__main__":`.'
+        )
     if not isinstance(file, Sweep):
         file = Sweep.read(file, overrides)
     elif overrides:
@@ -171,17 +178,16 @@ class _Run:
     def _end(self, cell: Cell, job: Job, outcome: Outcome) -> None:
         if outcome.status == "killed" and (told := over_memory(job.log)):
             outcome = Outcome("failed", f"{told}. Raise `memory`, or make its batches smaller.")
-        self.board.ended(cell, outcome)
+        again = outcome.status == "killed" and self.tries[cell.path] < TRIES
+        self.board.ended(cell, outcome, "; started once more" if again else "")
         if outcome.status == "full":
             cell.status = "waiting"
-            raise OSError(28, "No space left on device")
-        if outcome.status == "killed":
-            if self.tries[cell.path] < TRIES:
-                cell.status = "waiting"
-                self.waiting.appendleft(cell)
-            else:
-                why = f"{outcome.why}, {TRIES} times (see {job.log} if it is there)"
-                cell.status, cell.why = "failed", why
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if again:
+            cell.status = "waiting"
+            self.waiting.appendleft(cell)
+        elif outcome.status == "killed":
+            cell.status, cell.why = "failed", f"{outcome.why}, {TRIES} times"
         else:
             cell.status, cell.why = outcome.status, outcome.why
         self.record.write(self.folder)

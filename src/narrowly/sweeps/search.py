@@ -120,7 +120,7 @@ class TuneFile(BaseModel):
         at_most: the largest `narrow` allowed, in place of `keep`.
         trials: how many; those that are dropped count.
         rung: share of the training after which a trial that others already beat is dropped; null:
-            none is.
+            none is. One whose defenses act after the training, or at test time, is never dropped.
         margin: by how much they must beat it there, in the figures' own units.
         seed: of the search.
         output: the folder of the search.

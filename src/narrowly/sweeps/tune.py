@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from narrowly.defenses import make_defenses
 from narrowly.errors import NarrowlyError
 from narrowly.evals import Eval, Summary, evaluate, parse
 from narrowly.files import read_json, write_json
@@ -276,6 +277,9 @@ class _Rung(TrainerCallback):
 
     def __init__(self, search: _Search, recipe: Recipe, trial: Trial | None):
         self.search, self.recipe, self.trial = search, recipe, trial
+        # What acts after the training cannot be seen half-way.
+        doors = ("finish", "at_test_time")
+        self.late = any(d.opens(door) for d in make_defenses(recipe.defenses) for door in doors)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -286,9 +290,9 @@ class _Rung(TrainerCallback):
             _Dropped: others were ahead.
         """
         rung = self.search.file.rung
-        if rung is None or state.global_step != min(
-            math.ceil(rung * state.max_steps), state.max_steps - 1
-        ):
+        if rung is None or self.late:
+            return
+        if state.global_step != min(math.ceil(rung * state.max_steps), state.max_steps - 1):
             return
         evals = _bound(self.search.evals, self.recipe)
         loaded = kwargs["model"], kwargs["processing_class"]

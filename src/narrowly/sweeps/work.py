@@ -26,6 +26,8 @@ from narrowly.settings import build
 from narrowly.training import Recipe, Run, train
 
 GB = 10**9
+FULL = ("No space left on device", "inline_container.cc")
+"""What safetensors and pyarrow say of a full disk, and torch's writer of checkpoints."""
 OVER = "memory: "
 """Begins the last line of the log of a run that took too much."""
 
@@ -115,7 +117,7 @@ def logged(log: Path) -> Iterator[None]:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(log.with_name(f".{log.name}.lock")):
-        with log.open("a", encoding="utf-8") as file:
+        with log.open("w", encoding="utf-8") as file:
             sys.stdout.flush()
             sys.stderr.flush()
             os.dup2(file.fileno(), 1)
@@ -143,7 +145,7 @@ def no_space(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if "No space left on device" in str(error):  # safetensors, pyarrow
+        if any(sign in str(error) for sign in FULL):
             return True
         error = error.__cause__ or error.__context__
     return False
