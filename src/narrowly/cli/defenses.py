@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from narrowly.cli.shared import console, next_command
+from narrowly.errors import NarrowlyError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,6 +42,7 @@ def defenses(
     narrowly defenses runs/ablated && echo defended
     """
     from narrowly.defenses import DEFENSES
+    from narrowly.registry import unknown
 
     if what is None:
         for name in DEFENSES.names():
@@ -49,8 +51,11 @@ def defenses(
     elif what in DEFENSES.names() and not Path(what).exists():
         console.print(_long(what))
         next_command(f"narrowly train RECIPE.yaml --set 'defenses=[{{{what}: {{...}}}}]'")
-    else:
+    elif Path(what).is_dir():
         _show_active(what)
+    else:
+        nearest = unknown("defense", what, DEFENSES.names())
+        raise NarrowlyError(f"{what}: no such folder, and {nearest}")
 
 
 def _show_active(folder: str) -> None:
