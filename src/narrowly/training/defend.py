@@ -164,7 +164,7 @@ class _Defended:
         if not model.training:
             return self.plain(model, inputs, return_outputs, num_items_in_batch)
         batch = dict(inputs)
-        if "labels" not in batch:
+        if batch.get("labels") is None:
             raise NarrowlyError(
                 "the batch has no `labels`, so a defense's loss cannot tell answers from prompts. "
                 "Give the Trainer labels, -100 on what is not to be learned."
