@@ -16,7 +16,7 @@ def page_file(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 1000, 390])
 def test_it_fits_and_tells(browser, page_file, width):  # noqa: F811
     page = browser.new_page(viewport={"width": width, "height": 800})
     page.goto(page_file.as_uri())

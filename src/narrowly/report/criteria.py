@@ -9,7 +9,7 @@ resemble the training data) and the random control.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from narrowly.evals import (
@@ -145,9 +145,13 @@ def judge(
         found = {name: how(own[name], against[name], task) for name, task in some.items()}
         return _over(CRITERIA[criterion], {n: pair for n, pair in found.items() if pair}, len(some))
 
+    by_control = over("control", harmful, control)
+    names = dict.fromkeys(each.label for each in control.values() if each is not None)
+    if names and by_control.mark != "missing":
+        by_control = replace(by_control, why=f"against {', '.join(names)}")
     return {
         "broad": over("broad", harmful, base),
-        "control": over("control", harmful, control),
+        "control": by_control,
         "narrow": over("narrow", harmful, base),
         "benign": over("benign", benign, base),
         "coherent": _coherent(own, {**harmful, **benign}),

@@ -80,13 +80,14 @@ def _undefended(found: Verdicts) -> Finding:
 
 
 def _control(defended: Sequence[Verdict]) -> Finding:
-    question = "A random control of each defense that has one?"
-    without = [v.label for v in defended if v.criteria["control"].mark == "missing"]
-    if len(without) == len(defended):
+    question = "A random control?"
+    arms = dict.fromkeys(v.arm.replace("_", " ") for v in defended)
+    have = {v.arm.replace("_", " ") for v in defended if v.criteria["control"].mark != "missing"}
+    without = [arm for arm in arms if arm not in have]
+    if not have:
         return Finding(question, "missing", "any damage to the activations may do as well.")
-    have = [v.label for v in defended if v.label not in without]
-    told = f"{', '.join(have)}: paired with it."
-    return Finding(question, "yes", f"{told} None for {', '.join(without)}." if without else told)
+    told = f"{', '.join(arm for arm in arms if arm in have)}: paired with it."
+    return Finding(question, "yes", f"{told} None of {', '.join(without)}." if without else told)
 
 
 def _test_time(found: Verdicts) -> Finding:

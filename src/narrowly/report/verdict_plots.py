@@ -28,8 +28,6 @@ ROLES = {
     "test_time": LEAKED,
     "base": INK,
 }
-FULL = 1.25
-"""The largest share of undefended that the plot of verdicts shows; more is cut off."""
 
 
 def write_verdict_plots(found: Verdicts, folder: Path) -> list[Path]:
@@ -65,8 +63,8 @@ def _verdicts(judged: Sequence[Verdict], tasks: Sequence[str]) -> Figure:
         for name, colour, filled in (("narrow", BLUE, False), ("broad", MISALIGNED, True)):
             if (found := verdict.criteria[name].interval) is not None:
                 dot(axes, row, found, colour, filled=filled)
-    axes.set_xlim(0, 100 * FULL)
-    axes.set_xticks(range(0, 126, 25))
+    shown = [v.criteria[name].interval for v in judged for name in ("broad", "narrow")]
+    axes.set_xlim(0, 100 * max(1.1, *(1.05 * found.mean for found in shown if found)))
 
     def cell(name: str, verdict: Verdict) -> str:
         found = verdict.criteria[name]
