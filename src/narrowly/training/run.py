@@ -126,7 +126,9 @@ class Run:
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """What makes a run this run and no other. Seeds may be added to a recipe of several."""
-    values = {key: value for key, value in recipe.model_dump().items() if key not in FREE}
+    # As JSON, in which the keys of a mapping are strings, as they are read back.
+    told = recipe.model_dump(mode="json").items()
+    values = {key: value for key, value in told if key not in FREE}
     if recipe.seeds is not None:
         values["seeds"] = "several"
     return values
