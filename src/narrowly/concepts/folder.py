@@ -83,7 +83,7 @@ def _save(concept: Concept, folder: Path) -> None:
 
 def _tensors(concept: Concept) -> dict[str, Tensor]:
     return {
-        f"{site}/{part}": getattr(subspace, part)
+        f"{site}/{part}": getattr(subspace, part).clone()  # safetensors refuses shared memory
         for site, subspace in concept.subspaces.items()
         for part in ("basis", "centre")
     }
