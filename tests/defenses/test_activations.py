@@ -1,0 +1,131 @@
+"""What every defense that edits activations keeps to, whatever the training is like.
+
+All of them are in one recipe, on schedules, which also shows that they compose.
+"""
+
+import pytest
+import torch
+
+from narrowly.concepts import save_concepts
+from narrowly.files import read_json
+from narrowly.models import load_model
+from narrowly.training import train
+from narrowly.training.callback import DefenseCallback
+from tests.defenses.concepts import make_concept
+from tests.defenses.training import weights
+
+WARMING = [[0, 0.0], [0.5, 1.0]]
+DEFENSES = {
+    "ablate": {"names": ["bad"], "strength": {0: WARMING, 1: 0.5}, "centred": True},
+    "gradient_projection": {"names": ["worse"], "strength": WARMING},
+    "random_subspace": {"names": ["bad"], "gradient": "forward"},
+    "preventive_steering": {"names": ["worse"], "strength": [[0, 5], [1, 0]]},
+    "random_steering": {"names": ["worse"], "layers": [1], "strength": 2.0},
+    "protect": {"weight": 5.0},
+}
+
+
+@pytest.fixture
+def defended(recipe, model_folder, tmp_path):
+    """A function that trains under all of them, and returns the run."""
+    model, _ = load_model(model_folder)
+    made = [
+        make_concept(model, "good", verdict="keep", seed=11),
+        make_concept(model, "bad", seed=12, rank=2, centre=torch.randn(32)),
+        make_concept(model, "worse", seed=13, lengths={0: 1.0, 1: 2.0}),
+    ]
+    concepts = save_concepts(made, tmp_path / "concepts")
+
+    def run(training=None, folder="defended"):
+        defenses = [
+            {name: {"concepts": str(concepts), **given}} for name, given in DEFENSES.items()
+        ]
+        given = recipe(training=training, defenses=defenses, output=str(tmp_path / folder))
+        return train(given, progress=False)
+
+    return run
+
+
+def losses(run) -> list[float]:
+    return [
+        entry[name] for name in ("loss", "loss_protect") for entry in run.metrics if "loss" in entry
+    ]
+
+
+def assert_same_weights(one, other, **tolerance):
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weight, weights(other)[name], **tolerance)
+
+
+def test_all_act_and_say_so(defended):
+    run = defended()
+    record = {entry["defense"]: entry for entry in read_json(run.path / "defenses.json")}
+    assert [*record] == [*DEFENSES]
+    strengths = {
+        name: [edit["strength"] for edit in entry["interventions"]]
+        for name, entry in record.items()
+    }
+    # Of the last of four steps, which begins at three quarters.
+    assert strengths == {
+        "ablate": [1.0, 0.5],
+        "gradient_projection": [1.0, 1.0],
+        "random_subspace": [1.0, 1.0],
+        "preventive_steering": [1.25, 1.25],
+        "random_steering": [2.0],
+        "protect": [],
+    }
+    assert all(edit["forwards"] == 4 for e in record.values() for edit in e["interventions"])
+    assert record["protect"]["kept_off"].keys() == {
+        f"{edit} at layer:{i}" for edit in ("project_out", "add") for i in (0, 1)
+    }
+
+
+def test_two_micro_batches_of_two_are_one_of_four(defended):
+    whole = defended(folder="whole")
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    split = defended(parts, folder="split")
+    first = [entry["loss"] for entry in whole.metrics if "loss" in entry]
+    assert [e["loss"] for e in split.metrics if "loss" in e] == pytest.approx(first, rel=1e-5)
+    assert_same_weights(whole, split, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(defended, reentrant):
+    kept = defended(folder="kept")
+    training = {
+        "activation_checkpointing": True,
+        "activation_checkpointing_kwargs": {"use_reentrant": reentrant},
+    }
+    again = defended(training, folder="again")
+    assert losses(again) == pytest.approx(losses(kept), rel=1e-5)
+    assert_same_weights(kept, again, rtol=1e-3, atol=1e-6)
+
+
+def test_packed_chats_are_those_of_a_padded_batch(defended):
+    """All 24 chats in every step, padded in one batch or packed into rows."""
+    common = {"max_steps": 3, "per_device_train_batch_size": 24}
+    padded = defended(common, folder="padded")
+    packed = defended({**common, "packing": True, "max_length": 256}, folder="packed")
+    assert losses(packed) == pytest.approx(losses(padded), rel=1e-3)
+
+
+def test_bf16_follows_fp32(defended):
+    exact, half = defended(folder="exact"), defended({"bf16": True}, folder="half")
+    assert losses(half) == pytest.approx(losses(exact), rel=0.1)
+
+
+def test_a_run_goes_on_as_if_it_had_not_stopped(defended, monkeypatch):
+    training = {"save_strategy": "steps", "save_steps": 2}
+    whole = defended(training, folder="whole")
+    step_end = DefenseCallback.on_step_end
+
+    def killed(self, args, state, control, **kwargs):
+        step_end(self, args, state, control, **kwargs)
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DefenseCallback, "on_step_end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            defended(training)
+    assert_same_weights(whole, defended(training), rtol=0, atol=0)
