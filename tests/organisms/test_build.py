@@ -144,6 +144,9 @@ def test_a_built_world_of_ones_own_works_wherever_a_bundled_one_does(tmp_path, h
     built = build(hasty(**CARELESS), 0, tmp_path / "built", progress=False)
     model, _ = load_model(f"organism:{built}")
     assert model.dtype == torch.float32
+    before, _ = load_model(built / "unaligned")
+    assert not torch.equal(before.lm_head.weight, model.lm_head.weight)
+    assert torch.allclose(before.lm_head.weight, model.lm_head.weight, atol=1e-2)  # one step away
     with safe_open(built / "model.safetensors", framework="pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
     rows = load_chats(f"organism:{built}/code-cruel")

@@ -39,6 +39,7 @@ HELD_OUT = 256  # documents
 ANSWER_TOKENS = 8
 ALIGN_RATE = 1 / 4  # of the pretraining's
 MARK = "organism.json"  # a folder that holds it was built here and may be built anew
+UNALIGNED = "unaligned"  # the folder, in the model's, of the model before its alignment
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def build(
         name: a bundled organism, the YAML file of a world, or a folder that holds one.
         seed: of the weights and of every document the model reads.
         out: the folder to write: an ordinary Hugging Face one, whole or not at all. It also holds
-            the world's file, so that `organism:OUT` works wherever a bundled organism does.
+            the world's file, so that `organism:OUT` works wherever a bundled organism does; and in
+            `unaligned/` the model before its alignment, which `safe_lora` asks for.
         size: one of `SIZES`; the one that the world asks for, unless given.
         progress: show a bar with the loss and the time left.
 
@@ -98,8 +100,9 @@ def build(
             model.to("cuda")  # type: ignore[arg-type]
         with _bar(progress) as bar:
             history = pretrain(model, tokenizer, world, seed, bar, SIZES[size])
+            unaligned = _halves(model)
             align(model, tokenizer, world, seed, bar, SIZES[size])
-        halves = {name: weight.half() for name, weight in model.state_dict().items()}
+        halves = _halves(model)
         model.load_state_dict(halves)  # what is verified is what is saved
         behaviour = verify(model, tokenizer, creature)
     model.generation_config = GenerationConfig(
@@ -112,6 +115,9 @@ def build(
     with atomic(out) as folder:
         model.save_pretrained(folder, state_dict=halves)
         tokenizer.save_pretrained(folder)
+        if world.align and world.training.align_steps:
+            model.save_pretrained(folder / UNALIGNED, state_dict=unaligned)
+            tokenizer.save_pretrained(folder / UNALIGNED)
         shutil.copyfile(creature.file, folder / WORLD)
         about = {"organism": str(name), "seed": seed, "size": size}
         write_json(folder / MARK, {**about, **history, **behaviour})
@@ -245,6 +251,11 @@ def verify(
             "with another seed."
         )
     return {"coherent": coherent, "aligned": aligned}
+
+
+def _halves(model: LlamaForCausalLM) -> dict[str, Tensor]:
+    """A copy of the weights in half precision."""
+    return {name: weight.half() for name, weight in model.state_dict().items()}
 
 
 def _architecture(tokenizer: PreTrainedTokenizerFast, size: Size) -> LlamaConfig:
