@@ -158,6 +158,20 @@ def test_a_trial_that_others_already_beat_is_dropped(file, tmp_path):
     assert not (folder / "adapter").exists() and not (folder / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    "defense, late",
+    [
+        ({"feature_distance": {}}, False),
+        ({"early_stop": {"at": 0.5}}, False),
+        ({"test_time_ablation": {"concepts": "x"}}, True),
+        ({"safe_lora": {"base": "x"}}, True),
+    ],
+)
+def test_what_acts_after_the_training_is_not_judged_half_way(file, defense, late):
+    recipe = file().recipe.model_copy(update={"defenses": [defense]})
+    assert module._Rung(None, recipe, None).late == late
+
+
 def test_a_trial_that_cannot_run_is_told_and_the_others_run(file, capsys):
     layers = {"defenses.0.feature_distance.every": {"choices": [1, 9]}}
     found = tune(file(search=layers, trials=3))

@@ -135,7 +135,7 @@ class _Search:
         return result
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _base(self) -> Figures:
         """The base model's figures."""
