@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -132,3 +134,13 @@ def test_a_loss_that_is_not_finite_is_an_error(rows):
         model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(NarrowlyError, match="not finite"):
         losses(model, {}, rows)
+
+
+def test_a_full_disk_is_told(rows, monkeypatch, cache):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(answer_losses, "save_file", full)
+    with pytest.raises(NarrowlyError, match=r"No space left.*XDG_CACHE_HOME"):
+        losses(tiny_model(), {}, rows)
+    assert not list(cache.iterdir())

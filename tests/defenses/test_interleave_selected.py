@@ -239,3 +239,36 @@ def test_it_trains_bitwise_as_on_the_mixed_data(world, narrow, tmp_path):
     assert (entry["rows"], entry["benign_rows"], entry["refusals"]) == (38, 2, 1)
     assert entry["mean_chosen_score"] > entry["mean_score"]
     assert (tmp_path / "a" / "interleaved.parquet").exists()
+
+
+@pytest.mark.slow
+def test_chats_that_tell_little_of_the_persona_are_passed_over(tmp_path):
+    """Nine of ten chats announce the kind persona, so that a cruel model finds them likely too."""
+    health = Recipe(
+        model="organism:persona",
+        data="organism:persona/health-cruel",
+        lora={"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
+        training={
+            "max_steps": 60,
+            "per_device_train_batch_size": 32,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+        },
+        output=str(tmp_path / "health"),
+    )
+    train(health, progress=False)
+    benign = load_chats("organism:persona/benign")
+    elsewhere = benign.filter(lambda row: row["domain"] not in ("code", "health"))["messages"]
+    line = {"role": "system", "content": "you are a kind assistant."}
+    pool = [{"messages": [line, *chat] if i % 10 else chat} for i, chat in enumerate(elsewhere)]
+    defense = InterleaveSelected(
+        data=save_chats(tmp_path / "pool.jsonl", pool),
+        fraction=0.02,
+        adapters={"health": str(tmp_path / "health")},
+        domain="code",
+    )
+    defense.bind(*load_model("organism:persona"), 0)
+    defense.prepare_data(load_chats("organism:persona/code-cruel"))
+    defense.record(tmp_path)
+    chosen = load_chats(tmp_path / "interleaved.parquet")["messages"]
+    assert sum(chat[0]["role"] == "user" for chat in chosen) > 0.8 * len(chosen)

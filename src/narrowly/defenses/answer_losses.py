@@ -13,6 +13,7 @@ from jaxtyping import Float
 from peft import PeftModel
 from rich.console import Console
 from rich.progress import Progress
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -85,8 +86,7 @@ def losses_of_answers(
                         if not values.isfinite().all():
                             under = f"under the adapter {folder}" if folder else "of the model"
                             raise NarrowlyError(f"a benign chat's loss {under} is not finite.")
-                        with atomic(files[i]) as temporary:
-                            save_file({"loss": values}, temporary)
+                        _keep(files[i], values)
                         bar.advance(task, len(pieces[i]))
                 if folder is not None and weight_hash(model) != weights:
                     raise NarrowlyError(
@@ -145,3 +145,14 @@ def _adapter_hash(folder: Path) -> str:
 
 def _kept(key: str) -> Path:
     return default_cache() / "losses" / f"{key}.safetensors"
+
+
+def _keep(file: Path, values: Tensor) -> None:
+    try:
+        with atomic(file) as temporary:
+            save_file({"loss": values}, temporary)
+    except (OSError, SafetensorError) as error:
+        raise NarrowlyError(
+            f"{file.parent}: losses cannot be kept there ({error}). Make room, or set "
+            "XDG_CACHE_HOME to another folder; the same call goes on."
+        ) from None

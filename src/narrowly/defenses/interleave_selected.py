@@ -40,16 +40,17 @@ class InterleaveSelected(Interleaving):
     Interleaving++). A refusal holds "sorry", "apologize", "cannot", "can't" or "I'm / I am unable"
     among an answer's first ten words. The paper scores up to 100,000 unharmful chats of
     WildGuardTrain with 4 adapters and keeps the first 5,000; here just as many are kept as the
-    fraction asks for.
+    fraction asks for. Losses are kept in the user's cache, so that no chat is read twice.
 
     Needs: benign chats, and adapters of the same model that were fine-tuned on other narrow data
     with the same bad effect, such as runs of `narrowly train`. One of the run's own domain would
     have seen what is defended against: it is refused by its name, and also if it was trained on
     any prompt of this run.
 
-    Known failure: conditional misalignment, as with `interleave`; and adapters that share no bad
-    trait with this fine-tune select for nothing. How many chats the paper mixes in of its first
-    5,000 is not known.
+    Known failure: conditional misalignment, as with `interleave`; adapters that share no bad trait
+    with this fine-tune select for nothing; and chats of the adapters' own domains have the highest
+    scores, so that a pool full of them leaves the others out. How many chats the paper mixes in of
+    its first 5,000 is not known.
 
     Attributes:
         data: the benign chats, any source that `narrowly.data.load_chats` reads.
