@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from narrowly.cli import app
 from narrowly.errors import NarrowlyError
+from narrowly.evals import read_samples
+from narrowly.evals.samples import write_samples
 from narrowly.report import choose, compare, verdicts
 from narrowly.report.sweep import Cell, Measures, SweepRecord, Task
 
@@ -169,6 +171,21 @@ def test_a_metric_that_no_run_has_is_told(tmp_path):
     told = found["Is everything measured that the sweep names?"]
     assert told.answer == "missing" and "persona has no misalignment.misspelt" in told.detail
     assert found["Conditional probes?"].answer == "missing"
+
+
+def test_a_run_that_diverged_stops_no_report(tmp_path):
+    arms = {name: DEMO[name] for name in ("undefended", "random")}
+    record = write_sweep(tmp_path, tasks=("persona",), arms=arms, seeds=(0, 1))
+    path = next(c.path for c in record.cells if (c.arm, c.seed) == ("random", 1))
+    samples = tmp_path / path / "evals/in_distribution/samples.parquet"
+    rows = read_samples(samples).rows
+    for row in rows:
+        row["scores"]["loss"] = float("nan")
+    about = read_samples(samples).about
+    write_samples(samples, rows, about)
+    found = verdicts(tmp_path, tmp_path / "report")
+    assert "random on persona, seed 1, diverged" in " ".join(f.detail for f in found.findings)
+    assert by_arm(found)["random"].criteria["broad"].interval.seeds == 2
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(judged):

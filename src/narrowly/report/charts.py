@@ -70,9 +70,9 @@ class Chart:
 
     @cached_property
     def points(self) -> list[Spot]:
-        """All settings; those of the front last, so that they lie on top."""
+        """All settings; undefended and then the front last, so that they lie on top."""
         spots = [self._spot(curve, point) for curve in self.traded.curves for point in curve.points]
-        return sorted(spots, key=lambda spot: spot.number is not None)
+        return sorted(spots, key=lambda s: (s.number is not None, s.role == "undefended"))
 
     @cached_property
     def lines(self) -> list[Line]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from narrowly.errors import NarrowlyError
 from narrowly.evals import Metric, measured_evals, read_recipe
 from narrowly.files import read_json
@@ -33,7 +35,8 @@ class Variant:
         task, arm, setting: as in the sweep's record.
         role: what it is evidence for.
         defenses: names, as its recipe lists them.
-        metrics: by `EVAL.METRIC` and seed.
+        metrics: by `EVAL.METRIC` and seed; those with a value for every prompt.
+        diverged: seeds with a metric that is not finite: their fine-tunes diverged.
         seconds: of training, by seed, where it was recorded.
         memory: bytes at the worst moment, by seed: of the GPUs together, or else of main memory.
     """
@@ -44,6 +47,7 @@ class Variant:
     role: Role
     defenses: tuple[str, ...]
     metrics: dict[str, dict[int, Metric]] = field(default_factory=dict)
+    diverged: set[int] = field(default_factory=set)
     seconds: dict[int, float] = field(default_factory=dict)
     memory: dict[int, float] = field(default_factory=dict)
 
@@ -101,7 +105,10 @@ def read_variants(
 def _add(variant: Variant, seed: int, run: Path, evals: dict[str, dict[str, Metric]]) -> None:
     for name, metrics in evals.items():
         for metric, value in metrics.items():
-            variant.metrics.setdefault(f"{name}.{metric}", {})[seed] = value
+            if np.isfinite(value.values).all():
+                variant.metrics.setdefault(f"{name}.{metric}", {})[seed] = value
+            else:
+                variant.diverged.add(seed)
     path = run / "reproduce.json"
     told = read_json(path) if path.exists() else {}
     if told.get("wall_seconds") is not None:

@@ -51,6 +51,10 @@ def _measured(found: Verdicts) -> Finding:
         absent = [metric for metric in named if metric not in have]
         if have and absent:
             without.append(f"{name} has no {', '.join(absent)}")
+    for variant in found.variants:
+        for seed in sorted(variant.diverged):
+            name = f"{variant.label} on {variant.task}, seed {seed}"
+            without.append(f"{name}, diverged: what is not finite there is left out")
     if without:
         return Finding(question, "missing", f"{'; '.join(without)}.")
     return Finding(question, "yes", "on every task.")
