@@ -107,7 +107,7 @@ def compare(
 
     if len(runs) == 1 and (runs[0] / RECORD).exists():
         out = out or runs[0] / "report"
-        console.print(verdicts(runs[0], out))
+        console.print(verdicts(runs[0], out, progress=True))
     else:
         out = out or Path("runs/report")
         console.print(compare(runs, out))

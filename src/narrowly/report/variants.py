@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import track
 
 from narrowly.errors import NarrowlyError
 from narrowly.evals import Metric, measured_evals, read_recipe
@@ -71,7 +72,11 @@ class Variant:
 
 
 def read_variants(
-    record: SweepRecord, folder: str | Path, tasks: Iterable[str] | None = None
+    record: SweepRecord,
+    folder: str | Path,
+    tasks: Iterable[str] | None = None,
+    *,
+    progress: bool = False,
 ) -> tuple[list[Variant], list[Cell]]:
     """What is done of these tasks (of all, unless given), and the cells that are missing.
 
@@ -83,9 +88,8 @@ def read_variants(
     wanted = set(record.tasks if tasks is None else tasks)
     variants: dict[tuple[str, str, str], Variant] = {}
     missing = []
-    for cell in record.cells:
-        if cell.task not in wanted:
-            continue
+    cells = [cell for cell in record.cells if cell.task in wanted]
+    for cell in track(cells, "Reading runs", transient=True, disable=not progress):
         run = Path(folder) / cell.path
         evals = measured_evals(run) if cell.status == "done" else {}
         if not evals:

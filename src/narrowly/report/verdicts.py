@@ -105,12 +105,15 @@ class Verdicts:
         return folder / "report.html"
 
 
-def verdicts(folder: str | Path, out: str | Path | None = None) -> Verdicts:
+def verdicts(
+    folder: str | Path, out: str | Path | None = None, *, progress: bool = False
+) -> Verdicts:
     """Judge a sweep by what is done of it.
 
     Args:
         folder: of the sweep, with its `sweep.json`.
         out: folder for the report; nothing is written without it.
+        progress: show a bar while runs are read.
 
     Raises:
         NarrowlyError: no sweep's folder, nothing measured in it yet, a damaged file, or matplotlib
@@ -118,7 +121,7 @@ def verdicts(folder: str | Path, out: str | Path | None = None) -> Verdicts:
     """
     folder = Path(folder)
     record = SweepRecord.read(folder)
-    variants, missing = read_variants(record, folder)
+    variants, missing = read_variants(record, folder, progress=progress)
     if not variants:
         whys = sorted({cell.why for cell in missing if cell.why})
         raise NarrowlyError(
