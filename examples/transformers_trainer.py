@@ -1,4 +1,4 @@
-"""Concept ablation around a plain transformers Trainer, every weight trained.
+"""A plain transformers Trainer, defended; every weight is trained.
 
 python examples/transformers_trainer.py MODEL CHATS.jsonl CONCEPTS OUTPUT
 """
@@ -24,7 +24,14 @@ trainer = Trainer(
     TrainingArguments(output, max_steps=10, report_to="none"),
     DataCollatorForSeq2Seq(tokenizer),
     tokenize(load_chats(chats), tokenizer),
+    processing_class=tokenizer,
 )
-with narrowly.ablate(model, concepts):
-    trainer.train()
-trainer.save_model(output)
+narrowly.defend(
+    trainer,
+    [
+        {"ablate": {"concepts": concepts}},
+        {"kl": {"weight": 0.1, "reference": name}},  # no adapter to switch off: a second model
+    ],
+)
+trainer.train()
+trainer.save_model(output)  # beside defenses.json, which says what was active
