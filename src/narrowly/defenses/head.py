@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from narrowly.errors import NarrowlyError
@@ -41,35 +41,67 @@ class Head:
 
     Attributes:
         vocabulary: how many logits it gives.
-        trained: what of it requires a gradient.
-        adapted: whether it carries an adapter of its own, so that it is another one without.
+        trained: which of weight and bias requires a gradient.
     """
 
     def __init__(self, model: nn.Module):
         inner: Any = bare(model)
-        self.module = cast(nn.Module, inner.get_output_embeddings())
-        self.adapted = isinstance(self.module, BaseTunerLayer | ModulesToSaveWrapper)
+        module = inner.get_output_embeddings()
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            raise NarrowlyError(
+                "an adapter on the output layer is not supported: trl would not train it either. "
+                "Leave `lm_head` out of `target_modules` and `modules_to_save`."
+            )
+        known = [_gather(p) if isinstance(p, DTensor) else p for p in module.parameters()]
+        weight, self._bias = known[0], known[1] if len(known) > 1 else None
+        self.vocabulary = len(weight)
+        self.trained: list[Tensor] = [each for each in known if each.requires_grad]
+        kind = weight.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        self._weight = weight.detach().to(torch.get_autocast_dtype(kind) if autocast else None)
         text = inner.config.get_text_config()
         scales = [getattr(text, key, None) for key in _SCALES]
         if (divisor := getattr(text, "logits_scaling", None)) is not None:
             scales.append(divisor if text.model_type == "hyperclovax" else 1 / divisor)
         self.scale = next((scale for scale in scales if scale is not None), 1.0)
         self.cap = getattr(text, "final_logit_softcapping", None)
-        known: list[Tensor] = list(self.module.parameters())
-        self._gathered: list[Tensor] = []
-        if isinstance(self.module, FSDPModule) or any(isinstance(p, DTensor) for p in known):
-            # Calling it would set off FSDP's hooks, which let the gathered weight go afterwards.
-            known = self._gathered = [_gather(p) if isinstance(p, DTensor) else p for p in known]
-        self.vocabulary = text.vocab_size
-        self.trained = [parameter for parameter in known if parameter.requires_grad]
 
-    def __call__(self, h: Float[Tensor, "n d"]) -> Float[Tensor, "n vocabulary"]:
-        """Logits in fp32."""
-        z = nn.functional.linear(h, *self._gathered) if self._gathered else self.module(h)
-        z = z.float()
+    @torch.no_grad()
+    def logits(
+        self, h: Float[Tensor, "n d"], out: Float[Tensor, "n vocabulary"]
+    ) -> Float[Tensor, "n vocabulary"]:
+        """Logits, written into `out`, which is in fp32."""
+        if self._weight.dtype == out.dtype:
+            torch.mm(h.to(out.dtype), self._weight.T, out=out)
+        else:
+            out.copy_(h.to(self._weight.dtype) @ self._weight.T)
+        if self._bias is not None:
+            out.add_(self._bias)
         if self.scale != 1:
-            z = z * self.scale
-        return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
+            out.mul_(self.scale)
+        return out if self.cap is None else out.div_(self.cap).tanh_().mul_(self.cap)
+
+    def bend(self, z: Float[Tensor, "n vocabulary"]) -> Tensor | float | None:
+        """The derivative of logits `z` by what scale and cap are put on; None is 1."""
+        if self.cap is None:
+            return None if self.scale == 1 else self.scale
+        return self.scale * (1 - (z / self.cap).square())
+
+    @torch.no_grad()
+    def backward(
+        self, h: Float[Tensor, "n d"], slope: Float[Tensor, "n vocabulary"], sums: Sequence[Tensor]
+    ) -> Float[Tensor, "n d"]:
+        """The gradient to `h`, from that to the logits without scale and cap.
+
+        Args:
+            sums: like `trained`, in fp32; the gradient to the head itself is added to them.
+        """
+        for weight, total in zip(self.trained, sums, strict=True):
+            if weight.ndim == 1:
+                total += slope.sum(0)
+            else:
+                total.addmm_(slope.T, h.float())
+        return slope.to(self._weight.dtype) @ self._weight
 
     def verify(self, model: nn.Module, ids: Tensor) -> None:
         """Compare with what `model` itself says to a few tokens [1, n].
@@ -80,9 +112,8 @@ class Head:
         site = last_hidden(model)
         with eval_mode(model):
             own = capture(model, {"input_ids": ids, "use_cache": False}, [site], stop=False)
-            with torch.no_grad():
-                logits = self(own[site][0])
         said = own.output.logits[0].float()
+        logits = self.logits(own[site][0], torch.empty_like(said))
         # bf16 rounds the model's own logits to 3 digits.
         precise = own.output.logits.dtype == torch.float32 and own[site].dtype == torch.float32
         tolerance = (1e-3 if precise else 5e-2) * float(said.abs().max())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from narrowly.data import (
 from narrowly.defenses.base import DEFENSES
 from narrowly.defenses.head import Head, last_hidden
 from narrowly.defenses.step import Referenced, Step
+from narrowly.errors import NarrowlyError
 from narrowly.interventions import Site
 
 LONGEST = 1024
@@ -95,15 +95,16 @@ class KL(Referenced):
         if not self._verified:
             for each, model in ((head, step.bare), (base, step.reference.model or step.bare)):
                 each.verify(model, step.batch["input_ids"][:1, :8])
+            if head.vocabulary != base.vocabulary:
+                raise NarrowlyError(
+                    f"reference: it predicts {base.vocabulary} tokens, and the trained model "
+                    f"{head.vocabulary}. Name the model it was trained from."
+                )
             self._verified = True
         chosen = step.answers
         h, h_base = step.tuned[site][:, :-1][chosen], step.base[site][:, :-1][chosen]
 
-        def opened() -> AbstractContextManager[Any]:
-            return step.reference.opened(step.bare) if head.adapted else nullcontext()
-
-        total = summed_kl(h, h_base, head, base, self.reverse, opened)
-        return self.weight * total / max(1, len(h))
+        return self.weight * summed_kl(h, h_base, head, base, self.reverse) / max(1, len(h))
 
     def record(self, folder: Any) -> dict[str, Any]:
         """The hash of the other text."""
@@ -122,7 +123,6 @@ def summed_kl(
     head: Head,
     base: Head,
     reverse: bool = False,
-    opened: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Float[Tensor, ""]:
     """Sum of KL(p || p_base) over n positions, with p = softmax(head(h)).
 
@@ -131,9 +131,8 @@ def summed_kl(
 
     Args:
         reverse: sum KL(p_base || p).
-        opened: within this, `base` computes what the reference's does.
     """
-    total: Any = _SummedKL.apply(h, h_base, head, base, reverse, opened, *head.trained)
+    total: Any = _SummedKL.apply(h, h_base, head, base, reverse, *head.trained)
     return total
 
 
@@ -146,25 +145,24 @@ class _SummedKL(torch.autograd.Function):
         head: Head,
         base: Head,
         reverse: bool,
-        opened: Callable[[], AbstractContextManager[Any]],
         *trained: Tensor,
     ) -> Tensor:
         total = torch.zeros((), device=h.device)
         to_h = torch.zeros_like(h)
         to_head = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
-        size = rows(head)
-        for start in range(0, len(h), size):
-            some = h[start : start + size].detach().requires_grad_()
-            with torch.enable_grad():
-                z = head(some)
-            with opened():
-                z_base = base(h_base[start : start + size])
-            value, slope = _kl(z.detach(), z_base, reverse)
+        size = min(rows(head), len(h))
+        # Used again for all positions: fresh ones would cost more than what is done in them.
+        buffers = [h.new_empty(size, head.vocabulary, dtype=torch.float32) for _ in range(3)]
+        for start in range(0, len(h), max(1, size)):
+            here = slice(start, start + size)
+            one, two, three = (buffer[: len(h[here])] for buffer in buffers)
+            z = head.logits(h[here], out=one)
+            bend = head.bend(z)
+            value, slope = _kl(z, base.logits(h_base[here], out=two), three, reverse)
             total += value
-            first, *others = torch.autograd.grad(z, [some, *trained], slope)
-            to_h[start : start + size] = first
-            for sum_, part in zip(to_head, others, strict=True):
-                sum_ += part
+            if bend is not None:
+                slope.mul_(bend)
+            to_h[here] = head.backward(h[here], slope, to_head)
         ctx.save_for_backward(to_h, *to_head)
         ctx.types = [weight.dtype for weight in trained]
         return total
@@ -174,26 +172,27 @@ class _SummedKL(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         to_h, *to_head = ctx.saved_tensors
         parts = [(part * grads[0]).to(t) for part, t in zip(to_head, ctx.types, strict=True)]
-        return (to_h * grads[0].to(to_h.dtype), None, None, None, None, None, *parts)
+        return (to_h * grads[0].to(to_h.dtype), None, None, None, None, *parts)
 
 
 def rows(head: Head) -> int:
-    """How many positions are taken at a time."""
-    return max(128, (1 << 22) // head.vocabulary)
+    """How many positions are taken at a time: so many that their product with the head is fast."""
+    return max(256, (1 << 22) // head.vocabulary)
 
 
-def _kl(z: Tensor, z_base: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Their KL, summed, and its derivative by z; overwrites `z_base`.
+def _kl(z: Tensor, z_base: Tensor, other: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """Their KL, summed, and its derivative by z; overwrites all three, of one shape.
 
     With p = softmax(z), q = softmax(z_base) and g = log p - log q:
     KL(p || q) = sum p g and its derivative p (g - KL); KL(q || p) = -sum q g, and p - q.
     """
-    shift = z.logsumexp(-1, keepdim=True) - z_base.logsumexp(-1, keepdim=True)
-    p = z.softmax(-1)
+    log_p = torch.log_softmax(z, -1, out=other)
+    log_q = torch.log_softmax(z_base, -1, out=z)
     if reverse:
-        q = z_base.softmax(-1)
-        gap = z_base.sub_(z)
-        return (torch.linalg.vecdot(q, gap) + shift[:, 0]).sum(), p.sub_(q)
-    gap = z_base.neg_().add_(z)
-    mean = torch.linalg.vecdot(p, gap)[:, None]
-    return (mean - shift).sum(), gap.sub_(mean).mul_(p)
+        q = torch.exp(log_q, out=z_base)
+        value = torch.linalg.vecdot(q, log_q.sub_(log_p)).sum()
+        return value, log_p.exp_().sub_(q)
+    p = torch.exp(log_p, out=z_base)
+    gap = log_p.sub_(log_q)
+    each = torch.linalg.vecdot(p, gap)[:, None]
+    return each.sum(), gap.sub_(each).mul_(p)
