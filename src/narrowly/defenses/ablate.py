@@ -39,8 +39,8 @@ class Ablate(Graded):
 
     Known failure: zero is an arbitrary value, and where the base model's projections are far from
     it the ablation steers (Chen et al. 2025, arXiv 2507.21509, J.4): `centred` is the remedy.
-    Where concepts of task and harm overlap, the task is not learned. In a few replications a wrong
-    component, or one of several, had no effect.
+    Where task and concept overlap, the task is not learned. Which directions are chosen decides:
+    with some sets, and on Qwen2.5-7B with bad medical advice, the authors' runs show no effect.
 
     Attributes:
         concepts: a folder of concepts (or, from Python, the concepts themselves).
