@@ -63,6 +63,13 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, model, concept):
             assert torch.equal(loaded.subspaces[site].centre, subspace.centre)
 
 
+def test_sites_may_share_a_tensor(tmp_path, concept):
+    shared = dict.fromkeys(concept.subspaces, next(iter(concept.subspaces.values())))
+    save_concepts([concept.model_copy(update={"subspaces": shared})], tmp_path)
+    [loaded] = load_concepts(tmp_path)
+    assert loaded.subspaces.keys() == shared.keys()
+
+
 @pytest.mark.parametrize("centred", [False, True])
 def test_a_loaded_concept_ablates_to_bitwise_equal_logits(tmp_path, model, concept, centred):
     save_concepts([concept], tmp_path)
