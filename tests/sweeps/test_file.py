@@ -1,6 +1,7 @@
 """A sweep file becomes cells, and every cell a recipe of its own."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,8 +9,10 @@ from hypothesis import strategies as st
 
 from narrowly.errors import NarrowlyError
 from narrowly.files import write_text
+from narrowly.settings import build
 from narrowly.sweeps import Sweep
 from narrowly.sweeps.file import merged
+from narrowly.training import Recipe
 
 MIXED = {"interleave": {"data": "organism:{model}/benign"}}
 
@@ -62,10 +65,10 @@ def test_settings_of_all_arms_are_keys_of_the_recipe():
 
 def test_another_value_makes_no_other_cell_move():
     few = make(settings={"lora.target_modules": [["q_proj"], ["k_proj", "v_proj"]]})
-    more = make(settings={"lora.target_modules": [["q", "k"], "q k", "q,k", ["q_proj"]]})
+    more = make(settings={"lora.target_modules": ["q k", "q/k", ["q", "k"], ["q_proj"], "q" * 99]})
     paths = [cell.path for cell in more.cells()]
     assert few.cells()[0].path == paths[3]
-    assert len(set(paths)) == 4
+    assert len(set(paths)) == 5, "whatever a folder's name cannot hold"
     assert all(path.count("/") == 3 for path in paths)
 
 
@@ -163,3 +166,11 @@ def test_a_mistake_names_its_line(tmp_path, text):
     write_text(tmp_path / "sweep.yaml", text)
     with pytest.raises(NarrowlyError, match=FAULTS[text]):
         Sweep.read(tmp_path / "sweep.yaml")
+
+
+def test_the_recipe_of_sixty_runs_is_one():
+    sweep = Sweep.read(Path(__file__).resolve().parents[2] / "recipes/sweep-organisms.yaml")
+    cells = sweep.cells()
+    assert len(cells) == 60
+    for cell in cells[::7]:
+        build(Recipe, sweep.recipe_of(cell))
