@@ -5,10 +5,10 @@ from torch import nn
 
 from narrowly.defenses.safe_lora import SafeLora
 from narrowly.errors import NarrowlyError
-from narrowly.files import read_json
+from narrowly.files import read_json, write_json
 from narrowly.models import load_model
 from narrowly.training import train
-from tests.defenses.adapters import hooks, weights
+from tests.defenses.adapters import hooks, save_adapter, weights
 from tests.tiny import save_tiny, tiny_model
 
 IDS = torch.arange(12).reshape(2, 6) + 20
@@ -16,8 +16,8 @@ IDS = torch.arange(12).reshape(2, 6) + 20
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """The tiny model before its alignment: another seed's weights."""
-    return str(save_tiny(tmp_path_factory.mktemp("base"), "llama", seed=7))
+    """The tiny model before its alignment: another seed's weights, and no chat template."""
+    return str(save_tiny(tmp_path_factory.mktemp("base"), "llama", seed=7, template=None))
 
 
 def tuned(architecture="llama", **config):
@@ -78,7 +78,7 @@ class TestProjection:
 
     def test_the_record_tells_every_cosine(self, base):
         model = tuned()
-        expected = directly(tuned(), load_model(base)[0])
+        expected = directly(tuned(), tiny_model(seed=7))
         defense = SafeLora(base=base, lowest=4)
         finished(defense, model)
         told = defense.record(None)["modules"]
@@ -116,6 +116,16 @@ class TestRefusals:
         model, _ = load_model(recipe().model)
         with pytest.raises(NarrowlyError, match="the very weights of the model"):
             SafeLora(base=recipe().model).bind(model, None, 0)
+
+    def test_an_adapter_as_base(self, tmp_path, base):
+        save_adapter(tiny_model(seed=7), tmp_path / "adapter")
+        config = read_json(tmp_path / "adapter" / "adapter_config.json")
+        write_json(
+            tmp_path / "adapter" / "adapter_config.json",
+            config | {"base_model_name_or_path": base},
+        )
+        with pytest.raises(NarrowlyError, match=r"is an adapter\. `base` is a whole model"):
+            SafeLora(base=str(tmp_path / "adapter")).bind(tiny_model(), None, 0)
 
     def test_a_base_of_another_shape(self, tmp_path):
         save_tiny(tmp_path, "llama", hidden_size=64)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from narrowly.defenses.base import DEFENSES, Defense
 from narrowly.errors import NarrowlyError
 from narrowly.interventions.sites import bare
-from narrowly.models import fingerprint, load_model
+from narrowly.models import fingerprint
+from narrowly.models.loading import load_weights
+from narrowly.models.locate import locate
 
 
 @DEFENSES.register("safe_lora")
@@ -109,8 +111,14 @@ class SafeLora(Defense):
         return {"modules": self._modules}
 
     def _base(self) -> nn.Module:
-        # On the CPU: it is read once, module by module.
-        return bare(load_model(self.base, device="cpu")[0])
+        parts = locate(self.base)
+        if parts.adapter is not None:
+            raise NarrowlyError(
+                f"safe_lora: {self.base} is an adapter. `base` is a whole model: the trained one "
+                "before its alignment."
+            )
+        # On the CPU: it is read once, module by module. Before alignment few models know chats.
+        return load_weights(parts, device="cpu")
 
     def _updates(self, model: nn.Module) -> Iterator[_Update]:
         found = False

@@ -46,19 +46,30 @@ def load_model(
         NarrowlyError: names the folder or file and the remedy.
     """
     parts = locate(spec)
-    for folder in filter(None, (parts.model, parts.adapter)):
-        _check_weights(folder)
-    device = torch.device(device) if device is not None else _default_device()
-    base = _load_base(parts, dtype, device, trust_remote_code)
+    model = load_weights(parts, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     tokenizer = _load_tokenizer(parts, trust_remote_code)
-    known = cast(Tensor, base.get_input_embeddings().weight).shape[0]
+    known = cast(Tensor, model.get_input_embeddings().weight).shape[0]
     if len(tokenizer) > known:
         raise NarrowlyError(
             f"{parts.tokenizer}: the tokenizer has {len(tokenizer)} tokens, but the model in "
             f"{parts.model} knows {known}. They do not belong together."
         )
-    model = load_adapter(base, parts.adapter) if parts.adapter else base
-    return model.eval(), tokenizer
+    return model, tokenizer
+
+
+def load_weights(
+    parts: Parts,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel | PeftModel:
+    """The model alone, in eval mode: its tokenizer need not know chats. Raises as `load_model`."""
+    for folder in filter(None, (parts.model, parts.adapter)):
+        _check_weights(folder)
+    device = torch.device(device) if device is not None else _default_device()
+    base = _load_base(parts, dtype, device, trust_remote_code)
+    return (load_adapter(base, parts.adapter) if parts.adapter else base).eval()
 
 
 def _check_weights(folder: Path) -> None:
