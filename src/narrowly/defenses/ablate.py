@@ -41,6 +41,8 @@ class Ablate(Graded):
     it the ablation steers (Chen et al. 2025, arXiv 2507.21509, J.4): `centred` is the remedy.
     Where task and concept overlap, the task is not learned. Which directions are chosen decides:
     with some sets, and on Qwen2.5-7B with bad medical advice, the authors' runs show no effect.
+    With `gradient: forward` weights are pushed along Q without the push being felt, and can run
+    away: on the bundled persona what is left without the ablation answers nothing.
 
     Attributes:
         concepts: a folder of concepts (or, from Python, the concepts themselves).
