@@ -154,13 +154,19 @@ def test_missing_cells_are_told_and_the_rest_is_judged(broken):
     assert "4 of 12" in html
 
 
-def test_a_run_that_is_done_but_unmeasured_is_missing(tmp_path):
-    arms = {name: DEMO[name] for name in ("undefended", "random")}
+def test_a_run_that_is_unmeasured_or_damaged_is_missing(tmp_path):
+    arms = {name: DEMO[name] for name in ("undefended", "random", "interleave")}
     record = write_sweep(tmp_path, tasks=("persona",), arms=arms, seeds=(0,))
-    path = next(cell.path for cell in record.cells if cell.arm == "random")
-    for samples in (tmp_path / path).rglob("samples.parquet"):
+    paths = {cell.arm: tmp_path / cell.path for cell in record.cells}
+    for samples in paths["random"].rglob("samples.parquet"):
         samples.unlink()
-    assert "random, 1 cell: seed 0: not measured: no finished eval" in printed(verdicts(tmp_path))
+    (paths["interleave"] / "evals/misalignment/samples.parquet").write_bytes(b"PAR1 and no more")
+    found = verdicts(tmp_path)
+    text = " ".join(printed(found).split())
+    assert "random, 1 cell: seed 0: not measured: no finished eval" in text
+    assert "interleave, 1 cell: seed 0: not measured:" in text
+    assert "misalignment/samples.parquet" in "".join(printed(found).split())
+    assert set(by_arm(found)) == {"undefended"}
 
 
 def test_a_metric_that_no_run_has_is_told(tmp_path):

@@ -22,8 +22,7 @@ def choose(record: SweepRecord, folder: str | Path) -> dict[str, dict[str, Any]]
     stand for choice. Of equals, the first. An arm of which nothing is measured there is left out.
 
     Raises:
-        NarrowlyError: the record names no task to choose on, nothing undefended is done there, or
-            a run's file is damaged.
+        NarrowlyError: the record names no task to choose on, or nothing undefended is done there.
     """
     if record.choose_on is None:
         raise NarrowlyError("sweep.json: no `choose_on`, the task to choose settings on.")

@@ -70,6 +70,14 @@ class Variant:
         seeds = self.seeds(metric)
         return sum(m.mean for m in seeds.values()) / len(seeds) if seeds else None
 
+    def join(self, other: Variant) -> None:
+        """Take in another seed of the same."""
+        for metric, seeds in other.metrics.items():
+            self.metrics.setdefault(metric, {}).update(seeds)
+        self.diverged |= other.diverged
+        self.seconds |= other.seconds
+        self.memory |= other.memory
+
 
 def read_variants(
     record: SweepRecord,
@@ -80,48 +88,57 @@ def read_variants(
 ) -> tuple[list[Variant], list[Cell]]:
     """What is done of these tasks (of all, unless given), and the cells that are missing.
 
-    A cell that is done but holds no finished eval is missing, too, with that as its reason.
-
-    Raises:
-        NarrowlyError: a damaged file of a run.
+    A cell that is done but holds no finished eval, or a damaged file, is missing, too, with that as
+    its reason: the others are read.
     """
     wanted = set(record.tasks if tasks is None else tasks)
     variants: dict[tuple[str, str, str], Variant] = {}
     missing = []
     cells = [cell for cell in record.cells if cell.task in wanted]
     for cell in track(cells, "Reading runs", transient=True, disable=not progress):
-        run = Path(folder) / cell.path
-        evals = measured_evals(run) if cell.status == "done" else {}
-        if not evals:
-            why = "no finished eval in its folder" if cell.status == "done" else cell.why
-            missing.append(cell.model_copy(update={"why": why}))
+        if cell.status != "done":
+            missing.append(cell)
+            continue
+        try:
+            one = _read(cell, Path(folder) / cell.path)
+        except NarrowlyError as error:
+            missing.append(cell.model_copy(update={"why": str(error)}))
             continue
         key = (cell.task, cell.arm, str(cell.setting))
-        if key not in variants:
-            recipe = read_recipe(run)
-            role = role_of(cell.arm, run, recipe)
-            names = defense_names(recipe)
-            variants[key] = Variant(cell.task, cell.arm, cell.setting, role, names)
-        _add(variants[key], cell.seed, run, {name: told[1] for name, told in evals.items()})
+        if key in variants:
+            variants[key].join(one)
+        else:
+            variants[key] = one
     return list(variants.values()), missing
 
 
-def _add(variant: Variant, seed: int, run: Path, evals: dict[str, dict[str, Metric]]) -> None:
-    for name, metrics in evals.items():
+def _read(cell: Cell, run: Path) -> Variant:
+    """One run, as a variant of one seed.
+
+    Raises:
+        NarrowlyError: no finished eval in its folder, or a damaged file.
+    """
+    evals = measured_evals(run)
+    if not evals:
+        raise NarrowlyError("no finished eval in its folder")
+    recipe = read_recipe(run)
+    role = role_of(cell.arm, run, recipe)
+    one = Variant(cell.task, cell.arm, cell.setting, role, defense_names(recipe))
+    for name, (_, metrics) in evals.items():
         for metric, value in metrics.items():
             if np.isfinite(value.values).all():
-                variant.metrics.setdefault(f"{name}.{metric}", {})[seed] = value
+                one.metrics[f"{name}.{metric}"] = {cell.seed: value}
             else:
-                variant.diverged.add(seed)
+                one.diverged.add(cell.seed)
     path = run / "reproduce.json"
     told = read_json(path) if path.exists() else {}
     if told.get("wall_seconds") is not None:
-        variant.seconds[seed] = float(told["wall_seconds"])
+        one.seconds[cell.seed] = float(told["wall_seconds"])
     peaks = dict(told.get("peak_memory_bytes") or {})
     main = peaks.pop("main", None)
-    used = sum(peaks.values()) or main
-    if used:
-        variant.memory[seed] = float(used)
+    if used := sum(peaks.values()) or main:
+        one.memory[cell.seed] = float(used)
+    return one
 
 
 def undefended_of(variants: Iterable[Variant], task: str) -> Variant | None:

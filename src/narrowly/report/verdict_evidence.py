@@ -63,7 +63,7 @@ def _measured(found: Verdicts) -> Finding:
 def _seeds(found: Verdicts) -> Finding:
     question = "Several seeds?"
     counts = {
-        f"{variant.label} on {variant.task}": max(map(len, variant.metrics.values()))
+        f"{variant.label} on {variant.task}": max(map(len, variant.metrics.values()), default=0)
         for verdict in found.verdicts
         for variant in verdict.variants.values()
     }
@@ -71,7 +71,9 @@ def _seeds(found: Verdicts) -> Finding:
     if few:
         told = f"{_listed(few)}; {ENOUGH_SEEDS} or more show how far they differ."
         return Finding(question, "missing", told)
-    return Finding(question, "yes", f"{min(counts.values())} or more of every arm on every task.")
+    return Finding(
+        question, "yes", f"{min(counts.values(), default=0)} or more of every arm on every task."
+    )
 
 
 def _undefended(found: Verdicts) -> Finding:

@@ -116,8 +116,8 @@ def verdicts(
         progress: show a bar while runs are read.
 
     Raises:
-        NarrowlyError: no sweep's folder, nothing measured in it yet, a damaged file, or matplotlib
-            is not installed and `out` is given.
+        NarrowlyError: no sweep's folder, a damaged `sweep.json`, nothing measured yet, or
+            matplotlib is not installed and `out` is given.
     """
     folder = Path(folder)
     record = SweepRecord.read(folder)
