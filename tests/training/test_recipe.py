@@ -7,6 +7,8 @@ from narrowly.errors import NarrowlyError
 from narrowly.explain import ExplainRecipe
 from narrowly.files import write_text
 from narrowly.settings import read_settings
+from narrowly.sweeps import Sweep
+from narrowly.sweeps.search import TuneFile
 from narrowly.training import Recipe, recipe_schema
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -82,7 +84,13 @@ def test_overrides_of_a_recipe_object(read):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_we_ship_is_valid(path):
-    kinds = {"\nfinders:": FindRecipe, "\nexplainers:": ExplainRecipe, "\ntraining:": Recipe}
+    kinds = {
+        "\nfinders:": FindRecipe,
+        "\nexplainers:": ExplainRecipe,
+        "\ntraining:": Recipe,
+        "\nthreads:": Sweep,
+        "\nsearch:": TuneFile,
+    }
     [kind] = [kind for key, kind in kinds.items() if key in path.read_text()]
     assert read_settings(kind, path)
 
