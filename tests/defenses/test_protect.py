@@ -108,6 +108,20 @@ class TestLoss:
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-7)
         assert_same_gradients(model, loss, expected)
 
+    def test_a_full_fine_tune_beside_its_reference(self):
+        model, reference = tiny_model(seed=1).train(), tiny_model(seed=0)
+        defense, kept = protect(model, weight=2.0, layers=[1])
+        inputs = {key: BATCH[key] for key in ("input_ids", "attention_mask")}
+        one, other = (
+            capture(m, inputs, [layer(1)], grad=True)[layer(1)] for m in (model, reference)
+        )
+        inside = ((one - other) @ kept)[BATCH["attention_mask"].bool()]
+        expected = 2.0 * inside.square().sum(-1).mean()
+        loss = defense.loss(step_of(model, defense, reference=reference))
+        torch.testing.assert_close(loss, expected)
+        with pytest.raises(NarrowlyError, match=r"no adapter .* a `reference`"):
+            defense.loss(step_of(model, defense))
+
     def test_two_concepts_at_one_site_count_their_span_once(self):
         model = tuned()
         one = make_concept(model, "one", verdict="keep")
