@@ -4,7 +4,7 @@ from tests.report.test_criteria import BROAD, NARROW, undefended, variant
 
 from narrowly.evals import Metric
 from narrowly.report.sweep import Task
-from narrowly.report.tradeoff import blend, tradeoff
+from narrowly.report.tradeoff import blend, tradeoffs
 
 
 def flat(rate, prompts=200):
@@ -31,7 +31,8 @@ def traded():
         at("ablate", None, None, 0.96, 0.05),
         at("bad", None, None, 0.5, 0.5),
     ]
-    return tradeoff("era", Task(), [base, *points])
+    (found,) = tradeoffs("era", Task(), [base, *points])
+    return found
 
 
 def test_curves_follow_the_strength_whatever_the_order_of_the_cells(traded):
@@ -74,7 +75,7 @@ def test_a_strength_that_is_weaker_when_larger_is_joined_at_that_end():
     base = undefended()
     base.metrics = {NARROW: flat(1.0), BROAD: flat(0.6)}
     stops = [at("early_stop", "at", 0.3, 0.5, 0.1), at("early_stop", "at", 0.9, 0.9, 0.5)]
-    (found,) = tradeoff("era", Task(), [base, *stops]).matched
+    (found,) = tradeoffs("era", Task(), [base, *stops])[0].matched
     assert found.how == "between at 0.9 and undefended"
     assert found.broad.mean == pytest.approx(0.55)
 
@@ -83,7 +84,7 @@ def test_settings_that_no_single_number_orders_are_not_joined():
     base = undefended()
     base.metrics = {NARROW: flat(1.0), BROAD: flat(0.6)}
     some = [at("kl", "data", name, narrow, 0.1) for name, narrow in (("a", 1.0), ("b", 0.5))]
-    (found,) = tradeoff("era", Task(), [base, *some]).matched
+    (found,) = tradeoffs("era", Task(), [base, *some])[0].matched
     assert found.curve.swept is None and found.how == "at data a"
 
 
@@ -98,7 +99,7 @@ def test_by_loss_less_is_more():
         values = Metric(np.full(50, level), np.ones(50), "nats")
         one.metrics = {loss: {0: values, 1: values}, BROAD: flat(broad)}
         made.append(one)
-    found = tradeoff("era", Task(), made)
+    (found,) = tradeoffs("era", Task(), made)
     assert not found.more and found.level == pytest.approx(0.63)
     assert [point.variant.arm for point in found.front] == ["undefended", "kl", "far"]
     assert [each.broad is None for each in found.matched] == [False, True]
@@ -112,4 +113,18 @@ def test_blending_goes_by_the_prompts_that_both_have():
 
 
 def test_without_any_measure_there_is_no_tradeoff():
-    assert tradeoff("era", Task(), [variant(broad=0.1)]) is None
+    assert tradeoffs("era", Task(), [variant(broad=0.1)]) == []
+
+
+def test_a_sweep_is_told_by_loss_too_where_both_are_measured(traded):
+    some = [point.variant for point in traded.points]
+    for one in some:
+        one.metrics["in_distribution.loss"] = {
+            seed: Metric(1 - 0.5 * m.values, m.weights, "nats")
+            for seed, m in one.seeds(NARROW).items()
+        }
+    by_rate, by_loss = tradeoffs("era", Task(), some)
+    assert by_rate.more and not by_loss.more
+    assert [p.variant.label for p in by_loss.front] == [p.variant.label for p in by_rate.front]
+    single = [one for one in some if not one.setting]
+    assert len(tradeoffs("era", Task(), single)) == 1

@@ -247,7 +247,7 @@ def test_tables_for_other_programs(judged):
 def test_plots_are_there_as_png_and_svg(judged):
     folder, _ = judged
     plots = folder / "report/plots"
-    names = {"verdicts", "tradeoff-persona", "tradeoff-era"}
+    names = {"verdicts", "tradeoff-persona", "tradeoff-persona-loss", "tradeoff-era"}
     assert {path.stem for path in plots.iterdir()} == names
     for path in plots.glob("*.png"):
         with Image.open(path) as image:

@@ -245,13 +245,3 @@ def _probes(
         return Judged(mark, None, told, "undefended shows none of it, so nothing can be told")
     worst = max(shown, key=lambda name: shown[name].interval.mean)  # type: ignore[union-attr]
     return Judged(mark, shown[worst].interval, told, f"worst: {worst}")
-
-
-def learned_metric(variants: Sequence[Variant], task: Task) -> tuple[str, bool]:
-    """What tells how much of a task is learned, and whether more of it is better.
-
-    The narrow rate; the held-out loss where no variant has that.
-    """
-    if any(variant.seeds(task.measures.narrow) for variant in variants):
-        return task.measures.narrow, True
-    return task.measures.loss, False

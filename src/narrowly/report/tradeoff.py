@@ -14,7 +14,7 @@ import numpy as np
 
 from narrowly.evals import Interval, Metric, difference, interval
 from narrowly.report.arms import Role
-from narrowly.report.criteria import learned_metric, matched
+from narrowly.report.criteria import matched
 from narrowly.report.evidence import LOSS_KEPT, TASK_KEPT
 from narrowly.report.sweep import Task
 from narrowly.report.telling import told_value
@@ -111,12 +111,30 @@ class Tradeoff:
         return any(len(curve.points) > 1 for curve in self.curves)
 
 
-def tradeoff(name: str, task: Task, variants: Sequence[Variant]) -> Tradeoff | None:
-    """The trade-off on one task; None where nothing there has both measures."""
-    here = [variant for variant in variants if variant.task == name]
-    learned, more = learned_metric(here, task)
+def tradeoffs(name: str, task: Task, variants: Sequence[Variant]) -> list[Tradeoff]:
+    """The trade-offs on one task, by each measure of learning that is there.
+
+    By the narrow rate; by held-out loss too where some arm has several settings, as a rate that
+    is full for most of them does not tell what they learned.
+    """
+    by_rate = tradeoff(name, task, variants, task.measures.narrow, more=True)
+    by_loss = tradeoff(name, task, variants, task.measures.loss, more=False)
+    if by_rate is None:
+        return [by_loss] if by_loss else []
+    return [by_rate, by_loss] if by_loss and by_rate.swept else [by_rate]
+
+
+def tradeoff(
+    name: str, task: Task, variants: Sequence[Variant], learned: str, *, more: bool
+) -> Tradeoff | None:
+    """The trade-off on one task; None where nothing there has both measures.
+
+    Args:
+        learned: the metric of what is learned.
+        more: whether more of it is better.
+    """
     broad = task.measures.broad
-    here = [v for v in here if v.seeds(learned) and v.seeds(broad)]
+    here = [v for v in variants if v.task == name and v.seeds(learned) and v.seeds(broad)]
     if not here:
         return None
     arms: dict[str, list[Variant]] = {}

@@ -31,7 +31,7 @@ ROLES = {
 
 
 def write_verdict_plots(found: Verdicts, folder: Path) -> list[Path]:
-    """`verdicts` and `tradeoff-TASK` of each task that is not benign, as PNG (200 dpi) and SVG.
+    """`verdicts`, and `tradeoff-TASK` (and `-loss`) of each trade-off, as PNG (200 dpi) and SVG.
 
     Raises:
         NarrowlyError: matplotlib is not installed.
@@ -45,7 +45,8 @@ def write_verdict_plots(found: Verdicts, folder: Path) -> list[Path]:
             written += save(_verdicts(judged, tasks), folder / "verdicts")
         for traded in found.tradeoffs:
             name = re.sub(r"[^\w.-]+", "-", traded.task)
-            written += save(_tradeoff(traded), folder / f"tradeoff-{name}")
+            by_loss = "" if traded.more else "-loss"
+            written += save(_tradeoff(traded), folder / f"tradeoff-{name}{by_loss}")
     return written
 
 

@@ -18,7 +18,7 @@ from narrowly.report.choose import choose
 from narrowly.report.criteria import Judged, judge
 from narrowly.report.evidence import Finding
 from narrowly.report.sweep import Cell, SweepRecord, Task
-from narrowly.report.tradeoff import Tradeoff, tradeoff
+from narrowly.report.tradeoff import Tradeoff, tradeoffs
 from narrowly.report.variants import Variant, read_variants, undefended_of
 from narrowly.report.verdict_csv import metrics_csv, verdicts_csv
 from narrowly.report.verdict_evidence import verdict_evidence
@@ -61,7 +61,7 @@ class Verdicts:
         variants: everything that was measured.
         reported: the tasks that the verdicts rest on.
         missing: cells that are not done.
-        tradeoffs: of each task that is not benign.
+        tradeoffs: of each task that is not benign, by each measure of what is learned.
     """
 
     folder: Path
@@ -133,13 +133,14 @@ def verdicts(
         _verdict(each, variants, record.tasks, reported)
         for each in _contenders(record, folder, variants)
     ]
-    tradeoffs = [
-        traded
+    traded = [
+        each
         for name, task in record.tasks.items()
-        if not task.benign and (traded := tradeoff(name, task, variants))
+        if not task.benign
+        for each in tradeoffs(name, task, variants)
     ]
     found = Verdicts(
-        folder, record, tuple(own), tuple(variants), reported, tuple(missing), tuple(tradeoffs)
+        folder, record, tuple(own), tuple(variants), reported, tuple(missing), tuple(traded)
     )
     if out is not None:
         found.write(out)
