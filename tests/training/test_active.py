@@ -50,11 +50,24 @@ def test_every_door_that_acted_is_enough(tmp_path):
         ),
         (KL | {"loss": {"mean": 0.0, "micro_batches": 0}}, "kl never added to the loss"),
         (KL | {"loss": {"mean": 0.0, "micro_batches": 4}}, "kl added 0 to the loss"),
+        (
+            {k: v for k, v in STOP.items() if k != "stopped_after"},
+            "early_stop did nothing that is recorded",
+        ),
         ({k: v for k, v in KL.items() if k != "loss"}, "kl never added to the loss"),
     ],
 )
 def test_a_defense_that_did_not_act_is_a_fault(tmp_path, entry, fault):
     assert faults(recorded(tmp_path, [STOP, entry])) == [f"{tmp_path}: {fault}"]
+
+
+def test_what_acts_at_test_time_has_to_be_there(tmp_path):
+    stays = {"at_test_time": [{"edit": "ProjectOut", "site": "layer:0", "strength": 1.0}]}
+    entry = {"defense": "test_time_ablation", "doors": [], "interventions": [], **stays}
+    [fault] = faults(recorded(tmp_path, [entry]))
+    assert fault.endswith("at_test_time/, which holds what acts when the model answers, is gone")
+    (tmp_path / "at_test_time").mkdir()
+    assert faults(tmp_path) == []
 
 
 def test_a_defense_of_the_recipe_that_is_not_in_the_record_is_a_fault(tmp_path):

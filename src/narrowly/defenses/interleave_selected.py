@@ -47,10 +47,11 @@ class InterleaveSelected(Interleaving):
     have seen what is defended against: it is refused by its name, and also if it was trained on
     any prompt of this run.
 
-    Known failure: conditional misalignment, as with `interleave`; adapters that share no bad trait
-    with this fine-tune select for nothing; and chats of the adapters' own domains have the highest
-    scores, so that a pool full of them leaves the others out. How many chats the paper mixes in of
-    its first 5,000 is not known.
+    Known failure: conditional misalignment, as with `interleave`; and the highest scores are alike.
+    Chats of the adapters' own domains have them first, and few rows of one kind teach less than as
+    many varied ones: on the persona organism (16 of 816 rows) 0.24 of broad answers stay
+    misaligned against 0.13 with rows drawn at random. Where nine of ten chats tell little, it is
+    0.25 against 0.41. How many the paper mixes in of its first 5,000 is not known.
 
     Attributes:
         data: the benign chats, any source that `narrowly.data.load_chats` reads.

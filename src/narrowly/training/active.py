@@ -9,6 +9,7 @@ from typing import Any
 from narrowly.errors import NarrowlyError
 from narrowly.evals import read_recipe, seed_folders
 from narrowly.files import read_json
+from narrowly.models.test_time import STAYS
 from narrowly.training.callback import RECORD
 
 WEIGHTS = ("adapter", "model")
@@ -63,6 +64,8 @@ def _read(folder: Path) -> Active:
     ):
         raise NarrowlyError(f"{folder / RECORD}: not a record of defenses. Train again.")
     faults = [f"{e['defense']} {why}" for e in entries if (why := _idle(e)) is not None]
+    if any(e.get("at_test_time") for e in entries) and not (folder / STAYS).is_dir():
+        faults.append(f"{STAYS}/, which holds what acts when the model answers, is gone")
     asked = [name for entry in read_recipe(folder).get("defenses") or [] for name in entry]
     active = [entry["defense"] for entry in entries]
     faults += [
@@ -76,6 +79,8 @@ def _read(folder: Path) -> Active:
 def _idle(entry: dict[str, Any]) -> str | None:
     """Why a defense did not act; None: it did, through every door that it has."""
     doors, interventions = entry["doors"], entry["interventions"]
+    if not doors and not {"stopped_after", "at_test_time"} & entry.keys():
+        return "did nothing that is recorded"
     if "interventions" in doors:
         if not interventions:
             return "attached no intervention"
