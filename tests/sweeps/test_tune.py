@@ -146,11 +146,11 @@ def test_ctrl_c_in_a_trial_loses_nothing(file, whole, monkeypatch, capsys, check
 
 def test_a_trial_that_others_already_beat_is_dropped(file, tmp_path):
     """So great a step ruins both figures at once."""
-    choices = {RATE: {"choices": [1e-2, 30.0]}}
+    choices = {RATE: {"choices": [1e-2, 3.0]}}
     found = search(file(search=choices, rung=0.5, trials=3))
     assert {trial.setting[RATE]: trial.status for trial in found.trials} == {
         1e-2: "finished",
-        30.0: "dropped",
+        3.0: "dropped",
     }
     dropped = next(trial for trial in found.trials if trial.status == "dropped")
     assert dropped.figures.broad > found.best.figures.broad + 0.1
