@@ -80,6 +80,15 @@ def test_a_strength_that_is_weaker_when_larger_is_joined_at_that_end():
     assert found.broad.mean == pytest.approx(0.55)
 
 
+def test_undefended_joins_the_end_that_learned_more_though_it_is_less_broad():
+    """A defense so strong that its models babble may be a little broad again at its strongest."""
+    base = undefended()
+    base.metrics = {NARROW: flat(1.0), BROAD: flat(0.6)}
+    some = [at("kl", "kl.weight", 1.0, 0.7, 0.02), at("kl", "kl.weight", 9.0, 0.0, 0.05)]
+    (found,) = tradeoffs("era", Task(), [base, *some])[0].matched
+    assert found.how == "between undefended and weight 1"
+
+
 def test_settings_that_no_single_number_orders_are_not_joined():
     base = undefended()
     base.metrics = {NARROW: flat(1.0), BROAD: flat(0.6)}

@@ -204,7 +204,7 @@ def _at(
     """The least broad place of the curve that learned as much as `level`.
 
     Between neighbouring strengths both measures are taken to change in a straight line; undefended
-    is strength none, and joins the end with more broad change.
+    is strength none, and joins the end that learned more (of equals, that with more broad change).
     """
     sign = 1 if more else -1
 
@@ -218,8 +218,8 @@ def _at(
     ]
     line = list(curve.points) if curve.swept else []
     if line:
-        weak = line[0].broad.mean >= line[-1].broad.mean
-        line = [undefended, *line] if weak else [*line, undefended]
+        first, last = [(sign * p.learned.mean, p.broad.mean) for p in (line[0], line[-1])]
+        line = [undefended, *line] if first >= last else [*line, undefended]
     for one, other in pairwise(line):
         if enough(one) != enough(other):
             part = (level - one.learned.mean) / (other.learned.mean - one.learned.mean)
