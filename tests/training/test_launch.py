@@ -16,11 +16,25 @@ from tests.defenses.concepts import save_concept
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "accelerate"
 
-# Starting two processes takes far longer than these trainings.
+# Starting two processes takes far longer than these trainings. One of them is killed on its way.
 SCRIPT = """
 import sys
-from narrowly.training import train
+from narrowly.training import DefenseCallback, train
+
+plain = DefenseCallback.on_step_end
+
+def killed(self, args, state, control, **kwargs):
+    plain(self, args, state, control, **kwargs)
+    if state.global_step == 2:
+        raise ZeroDivisionError
+
 for recipe in sys.argv[1:]:
+    if "resumed" in recipe:
+        DefenseCallback.on_step_end = killed
+        try:
+            train(recipe, progress=False)
+        except ZeroDivisionError:
+            DefenseCallback.on_step_end = plain
     train(recipe, progress=False)
 """
 
@@ -36,6 +50,10 @@ KINDS = {
         "training": {"gradient_checkpointing": True},
     },
     "distance": {"defenses": [{"feature_distance": {"every": 1, "weight": 0.1}}]},
+    "resumed": {
+        "defenses": ["ablate", {"kl": {"weight": 0.5}}],
+        "training": {"save_strategy": "steps", "save_steps": 1},
+    },
     "full": {"defenses": ["ablate"], "lora": None},
 }
 
@@ -56,6 +74,11 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     """Of the run's adapter, or all of them."""
     [file] = [*run.path.glob("adapter/*.safetensors"), *run.path.glob("model/*.safetensors")]
     return load_file(file)
+
+
+def steps(kind: str) -> int:
+    """Micro-batches of a process."""
+    return 3 * KINDS[kind].get("training", {}).get("gradient_accumulation_steps", 1)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +118,11 @@ def test_two_processes_have_the_losses_of_one(recipe, concepts, tmp_path, config
         for name, tensor in weights(two).items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5, msg=name)
         assert weights(two).keys() == expected.keys()
-        names = [entry["defense"] for entry in read_json(two.path / "defenses.json")]
-        assert names == [entry["defense"] for entry in read_json(one.path / "defenses.json")]
+        ours, theirs = (read_json(run.path / "defenses.json") for run in (two, one))
+        assert [e["defense"] for e in ours] == [e["defense"] for e in theirs]
+        for entry in ours:
+            assert {each["forwards"] for each in entry["interventions"]} <= {steps(kind)}
+            assert entry.get("loss", {}).get("micro_batches") in (None, steps(kind))
         parallel = "FSDP" if "fsdp" in config else "MULTI_CPU"
         assert two.reproduce["machine"]["parallel"] == parallel
 
