@@ -87,6 +87,16 @@ def test_a_run_that_has_not_finished_says_how_to_go_on(base, tmp_path):
         load_model(run)
 
 
+def test_a_model_organism_loads_as_it_was_before_its_alignment():
+    """Kept of the very build that is bundled: every weight has moved, and none far."""
+    aligned, _ = load_model("organism:persona")
+    before = dict(load_model("organism:persona/unaligned")[0].named_parameters())
+    for name, weight in aligned.named_parameters():
+        assert 0 < (weight - before[name]).norm() < 0.3 * weight.norm(), name
+    with pytest.raises(NarrowlyError, match="organism:quirk is here without the model before"):
+        load_model("organism:quirk/unaligned")
+
+
 def test_a_model_organism_loads_by_name():
     model, tokenizer = load_model("organism:persona")
     assert tokenizer.chat_template and not model.training

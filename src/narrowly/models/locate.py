@@ -20,6 +20,10 @@ _HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _NOT_OURS = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*"]
 
 
+UNALIGNED = "/unaligned"
+"""What follows an organism's name to mean the model before its alignment."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """The folders of one model."""
@@ -39,7 +43,10 @@ def locate(spec: str | Path) -> Parts:
     """
     text = str(spec)
     if text.startswith("organism:"):
-        return _in_folder(Path(organism(text.removeprefix("organism:")).path))
+        name = text.removeprefix("organism:")
+        if name.endswith(UNALIGNED):
+            return _in_folder(_unaligned(name.removesuffix(UNALIGNED)))
+        return _in_folder(Path(organism(name).path))
     path = Path(spec).expanduser()
     if path.is_dir():
         return _in_folder(path)
@@ -49,6 +56,16 @@ def locate(spec: str | Path) -> Parts:
     if _HUB.fullmatch(text) and (path.parent == Path() or not path.parent.is_dir()):
         return replace(_in_folder(_from_hub(text)), hub_id=text)
     raise NarrowlyError(f"{path}: no such folder.{_nearest(path)}")
+
+
+def _unaligned(name: str) -> Path:
+    folder = Path(organism(name).path) / UNALIGNED.strip("/")
+    if not folder.is_dir():
+        raise NarrowlyError(
+            f"organism:{name} is here without the model before its alignment. Build it anew, with "
+            f"both: narrowly organism build {name} --out FOLDER"
+        )
+    return folder
 
 
 def has_tokenizer(folder: Path) -> bool:
