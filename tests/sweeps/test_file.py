@@ -11,7 +11,7 @@ from narrowly.errors import NarrowlyError
 from narrowly.files import write_text
 from narrowly.settings import build
 from narrowly.sweeps import Sweep
-from narrowly.sweeps.file import merged
+from narrowly.sweeps.parts import merged
 from narrowly.training import Recipe
 
 MIXED = {"interleave": {"data": "organism:{model}/benign"}}

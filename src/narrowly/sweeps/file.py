@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import json
 import re
@@ -16,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from narrowly.registry import unknown
 from narrowly.report.sweep import Cell, Measures, Task
 from narrowly.settings import Entry, FieldError, Key, build, entry, read_settings, read_yaml
+from narrowly.sweeps.parts import filled, folder_name, merged, put, said
 from narrowly.training import Recipe
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 OURS = ("seed", "seeds", "output")
-PLACE = re.compile(r"\{(\w+)\}")
 
 
 class Data(BaseModel):
@@ -214,7 +213,7 @@ class Sweep(BaseModel):
 
     def cell(self, task: str, arm: str, setting: dict[str, Any], seed: int) -> Cell:
         """One run."""
-        parts = [task, arm, *([_folder(setting)] if setting else []), f"seed-{seed}"]
+        parts = [task, arm, *([folder_name(setting)] if setting else []), f"seed-{seed}"]
         return Cell(task=task, arm=arm, setting=setting, seed=seed, path="/".join(parts))
 
     def recipe_of(self, cell: Cell) -> dict[str, Any]:
@@ -226,63 +225,10 @@ class Sweep(BaseModel):
         for key, value in cell.setting.items():
             put(values, key, value)
         names = self.data[data].words | {"task": cell.task, "model": model or "", "data": data}
-        return _filled(values, names) | {
+        return filled(values, names) | {
             "seed": cell.seed,
             "output": str(Path(self.output) / cell.path),
         }
-
-
-def merged(base: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
-    """`part` over `base`: mappings key by key, all else replaced."""
-    result = copy.deepcopy(dict(base))
-    for key, value in part.items():
-        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
-            result[key] = merged(result[key], value)
-        else:
-            result[key] = copy.deepcopy(value)
-    return result
-
-
-def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a recipe, in place; `NAME.FIELD` is a field of its defense NAME.
-
-    Raises:
-        FieldError: there is nothing to set it in.
-    """
-    *parents, last = key.split(".")
-    place: Any = values
-    if parents:
-        place = next((each for each in values["defenses"] if parents[0] in each), values)
-    try:
-        for parent in parents:
-            place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
-        place[last if isinstance(place, dict) else int(last)] = copy.deepcopy(value)
-    except (ValueError, IndexError, TypeError, AttributeError):
-        raise FieldError(("settings", key), "there is nothing to set it in.") from None
-
-
-def _folder(setting: Mapping[str, Any]) -> str:
-    """A folder's name that tells the setting, and is another for every other one."""
-    text = ",".join(f"{key}={_told(value)}" for key, value in setting.items())
-    name = re.sub(r"[^\w.,=+-]+", "_", text)[:80]
-    if name == text:
-        return name
-    digest = hashlib.sha256(json.dumps(setting, default=str).encode()).hexdigest()
-    return f"{name}-{digest[:8]}"
-
-
-def _told(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
-def _filled(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        return PLACE.sub(lambda found: names.get(found[1], found[0]), value)
-    if isinstance(value, Mapping):
-        return {key: _filled(each, names) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_filled(each, names) for each in value]
-    return value
 
 
 def _named(values: dict[str, Any], field: str) -> dict[str, Any] | None:
@@ -330,6 +276,6 @@ def _check_setting(where: Key, key: str, tried: Sequence[Any], names: Sequence[s
         raise FieldError(
             where, f"name one field of one defense: {first}.FIELD, or defenses.0.{first}.FIELD."
         )
-    told = [_told(value) for value in tried]
+    told = [said(value) for value in tried]
     if not tried or len(set(told)) < len(told):
         raise FieldError(where, "list the values to try, each once.")

@@ -5,19 +5,14 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
@@ -26,9 +21,10 @@ from narrowly.files import write_text
 from narrowly.report.choose import choose
 from narrowly.report.sweep import Cell, SweepRecord
 from narrowly.sweeps.file import Sweep
+from narrowly.sweeps.guards import alone, room, terminable
 from narrowly.sweeps.local import Local
 from narrowly.sweeps.progress import Board, counted
-from narrowly.sweeps.work import Job, Outcome, look, no_space, over_memory
+from narrowly.sweeps.work import Job, Outcome, look, over_memory
 
 TRIES = 2
 """Of a run whose process was killed."""
@@ -88,7 +84,7 @@ def sweep(
     elif overrides:
         raise ValueError("overrides go with a file")
     folder = Path(file.output)
-    with _room(folder), _alone(folder), _terminable():
+    with room(folder), alone(folder), terminable():
         pool = _pool(file, on)
         try:
             with Board(Console(stderr=True, quiet=not progress), pool.slots) as board:
@@ -209,8 +205,10 @@ class _Run:
             if len(self.sweep.arm_settings(arm)) == 1:
                 continue
             setting = self.record.chosen.get(arm)
-            told = "[red]nothing[/]" if setting is None else escape(str(setting))
-            self.board.say(f"chosen on {self.sweep.choose_on} for {arm}: {told}")
+            told = ", ".join(f"{key} = {value}" for key, value in (setting or {}).items())
+            self.board.say(
+                f"chosen on {self.sweep.choose_on} for {arm}: {escape(told) or '[red]nothing[/]'}"
+            )
             if setting is None:
                 self.record.cells += self._unsettled(arm, why)
         self.record.write(self.folder)
@@ -235,53 +233,11 @@ def _pool(sweep: Sweep, on: str) -> Pool:
     if on != "local":
         raise NarrowlyError(f"--on {on}: runs run on `local` or on `ray`.")
     gpus = torch.cuda.device_count() if sweep.gpus else 0
-    room = int(gpus / sweep.gpus) if gpus else _cores() // sweep.threads
-    return Local(sweep.jobs or max(1, room), gpus)
+    fitting = int(gpus / sweep.gpus) if gpus else _cores() // sweep.threads
+    return Local(sweep.jobs or max(1, fitting), gpus)
 
 
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else runs a sweep in this folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".sweep.lock", timeout=0):
-            yield
-    except Timeout:
-        raise NarrowlyError(f"{folder}: another sweep is running in it.") from None
-
-
-@contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """A full disk is told as such."""
-    try:
-        yield
-    except OSError as error:
-        if not no_space(error):
-            raise
-        raise NarrowlyError(
-            f"{folder}: no space is left on its disk. What is done is kept; make room, and the "
-            "same command continues."
-        ) from None
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the sweep as Ctrl-C does."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: Any = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
