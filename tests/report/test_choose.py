@@ -34,6 +34,31 @@ def test_where_none_keeps_the_task_the_one_that_keeps_most(tmp_path):
     assert choose(record, tmp_path)["kl"] == {WEIGHT: 0.1}
 
 
+def test_a_random_control_takes_its_defenses_setting(tmp_path):
+    """It would be least broad at another strength, where it is not matched in norm."""
+    arms = {
+        "undefended": DEMO["undefended"],
+        "chance": (
+            [{"random_steering": {}}],
+            {
+                (("random_steering.strength", 1.0),): (0.99, (0.6, 0, 0), 0.7, 1),
+                (("random_steering.strength", 2.0),): (0.99, (0.3, 0, 0), 0.7, 1),
+            },
+        ),
+        "steer": (
+            [{"preventive_steering": {}}],
+            {
+                (("preventive_steering.strength", 1.0),): (0.99, (0.1, 0, 0), 0.7, 1),
+                (("preventive_steering.strength", 2.0),): (0.5, (0.0, 0, 0), 0.8, 1),
+            },
+        ),
+    }
+    record = write_sweep(tmp_path, tasks=["t"], arms=arms, seeds=(0,), choose_on="t")
+    found = choose(record, tmp_path)
+    assert found["steer"] == {"preventive_steering.strength": 1.0}
+    assert found["chance"] == {"random_steering.strength": 1.0}
+
+
 def test_a_setting_with_fewer_seeds_does_not_stand_for_choice(sweep):
     folder, record = sweep
     for cell in (record := record.model_copy(deep=True)).cells:

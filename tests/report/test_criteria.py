@@ -151,7 +151,9 @@ def test_concepts_of_the_random_finder_make_an_ablation_its_control():
 
 def test_of_a_control_under_several_settings_the_one_alike_is_taken():
     some = [
-        variant(arm="chance", role="random", defenses=("random_subspace",), setting={"strength": s})
+        variant(arm="chance", role="random", defenses=("random_subspace",), setting={key: s})
+        for key in ["random_subspace.strength"]
         for s in (0.5, 1.0)
     ]
-    assert control_of(variant(setting={"strength": 1.0}), some) is some[1]
+    assert control_of(variant(setting={"ablate.strength": 1.0}), some) is some[1]
+    assert control_of(variant(setting={"ablate.strength": 0.7}), some) is some[0]

@@ -9,7 +9,14 @@ from typing import Any
 from narrowly.errors import NarrowlyError
 from narrowly.report.evidence import LOSS_KEPT, TASK_KEPT
 from narrowly.report.sweep import Measures, SweepRecord
-from narrowly.report.variants import Variant, check_task, read_variants, undefended_of
+from narrowly.report.variants import (
+    Variant,
+    alike,
+    check_task,
+    controls,
+    read_variants,
+    undefended_of,
+)
 
 
 def choose(record: SweepRecord, folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -19,7 +26,9 @@ def choose(record: SweepRecord, folder: str | Path) -> dict[str, dict[str, Any]]
     measured, held-out loss at most 1.05 times), the one of the least broad change; where none
     keeps it, the one that keeps most. By means, as a choice must be: figures on this task are
     flattered by it, and reports mark them. Settings with fewer seeds than an arm's others do not
-    stand for choice. Of equals, the first. An arm of which nothing is measured there is left out.
+    stand for choice. Of equals, the first. A random control takes the setting of the defense whose
+    control it is, so that it is matched in norm, and not its own best. An arm of which nothing is
+    measured there is left out.
 
     Raises:
         NarrowlyError: the record names no task to choose on, or nothing undefended is done there.
@@ -40,6 +49,10 @@ def choose(record: SweepRecord, folder: str | Path) -> dict[str, dict[str, Any]]
     for variant in variants:
         arms.setdefault(variant.arm, []).append(variant)
     picked = {arm: best(some, undefended, measures) for arm, some in arms.items()}
+    for arm, some in arms.items():
+        of = next((one for one in picked.values() if one and controls(some[0], one)), None)
+        if of is not None and some[0].role == "random":
+            picked[arm] = alike(of, some)
     return {arm: one.setting for arm, one in picked.items() if one is not None}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,16 +150,27 @@ def undefended_of(variants: Iterable[Variant], task: str) -> Variant | None:
 def control_of(variant: Variant, variants: Iterable[Variant]) -> Variant | None:
     """The random control of a variant on its task: the same defenses, the choice left to chance.
 
-    Of a control with several settings, that with most of this variant's.
+    Of a control with several settings, the one `alike`.
     """
-    found = [v for v in variants if v.task == variant.task and _controls(v, variant)]
-    alike = [
-        sum(v.setting.get(key) == variant.setting[key] for key in variant.setting) for v in found
-    ]
-    return found[alike.index(max(alike))] if found else None
+    found = [v for v in variants if v.task == variant.task and controls(v, variant)]
+    return alike(variant, found) if found else None
 
 
-def _controls(control: Variant, variant: Variant) -> bool:
+def alike(variant: Variant, others: Sequence[Variant]) -> Variant:
+    """The one with most of the variant's setting, by the last part of each key; or the first.
+
+    `random_steering.strength` is held against `preventive_steering.strength`.
+    """
+    mine = _values(variant)
+    shared = [len(mine.items() & _values(other).items()) for other in others]
+    return others[shared.index(max(shared))]
+
+
+def _values(variant: Variant) -> dict[str, str]:
+    return {key.rpartition(".")[2]: str(value) for key, value in variant.setting.items()}
+
+
+def controls(control: Variant, variant: Variant) -> bool:
     """Whether one is the other with some of its defenses replaced by their controls."""
     if variant.role == "random" or len(control.defenses) != len(variant.defenses):
         return False
