@@ -182,6 +182,21 @@ def test_a_trial_that_cannot_run_is_told_and_the_others_run(file, capsys):
         search(file("none", search={next(iter(layers)): {"choices": [8, 9]}}, trials=9))
 
 
+def test_a_full_disk_is_no_failed_trial(file, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole[1], tmp_path / "search")
+    plain = module.train
+
+    def full(recipe, **kwargs):
+        raise RuntimeError("[enforce fail at inline_container.cc:626] . unexpected pos")
+
+    monkeypatch.setattr(module, "train", full)
+    with pytest.raises(NarrowlyError, match="disk is full"):
+        search(file(rung=0.5, margin=100.0, trials=3))
+    monkeypatch.setattr(module, "train", plain)
+    found = search(file(rung=0.5, margin=100.0, trials=3))
+    assert [trial.status for trial in found.trials] == ["finished"] * 3
+
+
 def test_a_killed_writers_half_line_is_cut_off(file, whole, tmp_path):
     shutil.copytree(whole[1], tmp_path / "search")
     with (tmp_path / "search" / module.STUDY).open("a") as journal:

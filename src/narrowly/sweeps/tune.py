@@ -33,6 +33,7 @@ from narrowly.registry import unknown
 from narrowly.settings import read_settings
 from narrowly.sweeps.search import Setting, TuneFile
 from narrowly.sweeps.tuned import Figures, Tried, Tuned, told
+from narrowly.sweeps.work import no_space
 from narrowly.training import Recipe, Run, train
 
 if TYPE_CHECKING:
@@ -68,14 +69,22 @@ def tune(
 
     Raises:
         NarrowlyError: a mistake in the file; a folder that holds another search or is searched by
-            another process now; every one of the first three trials failed.
+            another process now; every one of the first three trials failed; a full disk.
         KeyboardInterrupt: Ctrl-C; the same call goes on.
     """
     if not isinstance(file, TuneFile):
         file = read_settings(TuneFile, file, overrides)
     console = Console(stderr=True, quiet=not progress)
-    with _claimed(file):
-        return _Search(file, console).run()
+    try:
+        with _claimed(file):
+            return _Search(file, console).run()
+    except Exception as error:
+        if not no_space(error):
+            raise
+        raise NarrowlyError(
+            f"{file.output}: the disk is full. Make room: the same command goes on, and nothing "
+            "that was finished is lost."
+        ) from error
 
 
 @contextmanager
@@ -182,6 +191,8 @@ class _Search:
         except _Dropped:
             self.study.tell(trial, state=TrialState.PRUNED)
         except (NarrowlyError, RuntimeError) as error:  # torch's, such as too little memory
+            if no_space(error):
+                raise
             trial.set_user_attr("why", f"{error}")
             self.study.tell(trial, state=TrialState.FAIL)
         else:
