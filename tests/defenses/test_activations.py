@@ -5,14 +5,17 @@ All of them are in one recipe, on schedules, which also shows that they compose.
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from narrowly.concepts import save_concepts
+from narrowly.data import load_chats, tokenize
 from narrowly.files import read_json
 from narrowly.models import load_model
-from narrowly.training import train
+from narrowly.training import defend, train
 from narrowly.training.callback import DefenseCallback
 from tests.defenses.concepts import make_concept
-from tests.defenses.training import weights
 
 WARMING = [[0, 0.0], [0.5, 1.0]]
 DEFENSES = {
@@ -26,24 +29,37 @@ DEFENSES = {
 
 
 @pytest.fixture
-def defended(recipe, model_folder, tmp_path):
-    """A function that trains under all of them, and returns the run."""
+def concepts(model_folder, tmp_path):
+    """One concept to keep, and two to drop."""
     model, _ = load_model(model_folder)
     made = [
         make_concept(model, "good", verdict="keep", seed=11),
         make_concept(model, "bad", seed=12, rank=2, centre=torch.randn(32)),
         make_concept(model, "worse", seed=13, lengths={0: 1.0, 1: 2.0}),
     ]
-    concepts = save_concepts(made, tmp_path / "concepts")
+    return str(save_concepts(made, tmp_path / "concepts"))
 
-    def run(training=None, folder="defended"):
-        defenses = [
-            {name: {"concepts": str(concepts), **given}} for name, given in DEFENSES.items()
-        ]
+
+@pytest.fixture
+def defended(recipe, concepts, tmp_path):
+    """A function that trains under all of them, and returns the run."""
+
+    def run(training=None, folder="defended", off=False):
+        defenses = entries(concepts)
+        for name, fields in [item for entry in defenses if off for item in entry.items()]:
+            fields["weight" if name == "protect" else "strength"] = 0.0
         given = recipe(training=training, defenses=defenses, output=str(tmp_path / folder))
         return train(given, progress=False)
 
     return run
+
+
+def entries(concepts) -> list[dict]:
+    return [{name: {"concepts": concepts, **given}} for name, given in DEFENSES.items()]
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return load_file(run.path / "adapter" / "adapter_model.safetensors")
 
 
 def losses(run) -> list[float]:
@@ -78,6 +94,36 @@ def test_all_act_and_say_so(defended):
     assert record["protect"]["kept_off"].keys() == {
         f"{edit} at layer:{i}" for edit in ("project_out", "add") for i in (0, 1)
     }
+
+
+def test_at_zero_they_train_bitwise_as_if_undefended(recipe, defended, tmp_path):
+    undefended = train(recipe(output=str(tmp_path / "plain")), progress=False)
+    assert_same_weights(undefended, defended(off=True), rtol=0, atol=0)
+
+
+def test_nothing_is_left_at_inference(model_folder, chats, concepts, tmp_path):
+    """The saved adapter alone gives the trained model's logits, and no hook is left on it."""
+    model, tokenizer = load_model(model_folder)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    before = {module: hooks(module) for module in model.modules()}
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), max_steps=2, learning_rate=1e-2, report_to="none", use_cpu=True
+    )
+    rows = tokenize(load_chats(str(chats)), tokenizer)
+    collator = DataCollatorForSeq2Seq(tokenizer)
+    trainer = Trainer(model, arguments, collator, rows, processing_class=tokenizer)
+    guard = defend(trainer, entries(concepts))
+    trainer.train()
+    assert guard.finished
+    assert {module: hooks(module) for module in model.modules()} == before
+    model.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(load_model(model_folder)[0], tmp_path / "adapter")
+    ids = torch.arange(20, 40)[None]
+    assert torch.equal(again.eval()(ids).logits, model.eval()(ids).logits)
+
+
+def hooks(module) -> int:
+    return len(module._forward_hooks) + len(module._forward_pre_hooks)
 
 
 def test_two_micro_batches_of_two_are_one_of_four(defended):

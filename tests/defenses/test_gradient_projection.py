@@ -5,7 +5,6 @@ from narrowly.defenses import make_defenses
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import attach
 from tests.defenses.concepts import make_concept
-from tests.defenses.training import check_leaves_nothing, check_zero_is_undefended
 from tests.tiny import tiny_model
 
 IDS = torch.arange(12).reshape(2, 6) + 20
@@ -62,12 +61,3 @@ def test_centring_and_halves_are_no_arguments_of_it():
     for field in ("centred", "gradient"):
         with pytest.raises(NarrowlyError, match=f"unknown key '{field}'"):
             make_defenses([{"gradient_projection": {"concepts": "x", field: "forward"}}])
-
-
-def test_strength_zero_trains_as_undefended(recipe, concepts):
-    check_zero_is_undefended(recipe, "gradient_projection", {"concepts": str(concepts)}, "strength")
-
-
-def test_nothing_is_left_of_it(model_folder, chats, concepts, tmp_path):
-    arguments = {"concepts": str(concepts)}
-    check_leaves_nothing(model_folder, chats, tmp_path, "gradient_projection", arguments)

@@ -9,7 +9,6 @@ from narrowly.interventions import attach, capture, layer
 from narrowly.models import load_model
 from narrowly.training import train
 from tests.defenses.concepts import make_concept
-from tests.defenses.training import check_leaves_nothing, check_zero_is_undefended
 from tests.tiny import ARCHITECTURES, tiny_model
 
 IDS = torch.arange(12).reshape(2, 6) + 20
@@ -140,11 +139,3 @@ class TestTraining:
             [4, 4],
         ]
         assert [i["strength"] for i in record[0]["interventions"]] == [5.0]
-
-    def test_strength_zero_trains_as_undefended(self, recipe, folder):
-        arguments = {"concepts": folder}
-        check_zero_is_undefended(recipe, "preventive_steering", arguments, "strength")
-
-    def test_nothing_is_left_of_it(self, model_folder, chats, folder, tmp_path):
-        arguments = {"concepts": folder}
-        check_leaves_nothing(model_folder, chats, tmp_path, "preventive_steering", arguments)

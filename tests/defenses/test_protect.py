@@ -10,7 +10,6 @@ from narrowly.models import load_model
 from narrowly.training import train
 from tests.defenses.concepts import make_concept
 from tests.defenses.steps import BATCH, assert_same_gradients, step_of, tuned
-from tests.defenses.training import check_leaves_nothing, check_zero_is_undefended
 from tests.tiny import tiny_model
 
 WIDTH = 32
@@ -189,12 +188,6 @@ class TestTraining:
         ]
         with pytest.raises(NarrowlyError, match="acts at test time, where `protect`"):
             recipe(defenses=defenses)
-
-    def test_weight_zero_trains_as_undefended(self, recipe, folder):
-        check_zero_is_undefended(recipe, "protect", {"concepts": folder}, "weight")
-
-    def test_nothing_is_left_of_it(self, model_folder, chats, folder, tmp_path):
-        check_leaves_nothing(model_folder, chats, tmp_path, "protect", {"concepts": folder})
 
 
 def moved(run, folder) -> float:

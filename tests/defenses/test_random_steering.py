@@ -8,7 +8,6 @@ from narrowly.files import read_json
 from narrowly.models import load_model
 from narrowly.training import train
 from tests.defenses.concepts import make_concept
-from tests.defenses.training import check_leaves_nothing, check_zero_is_undefended
 from tests.tiny import tiny_model
 
 LENGTHS = {0: 0.5, 1: 2.0}
@@ -67,10 +66,3 @@ class TestTraining:
         run = train(recipe(defenses=[{"random_steering": {"concepts": folder}}]), progress=False)
         [entry] = read_json(run.path / "defenses.json")
         assert (entry["defense"], entry["seed"]) == ("random_steering", 0)
-
-    def test_strength_zero_trains_as_undefended(self, recipe, folder):
-        check_zero_is_undefended(recipe, "random_steering", {"concepts": folder}, "strength")
-
-    def test_nothing_is_left_of_it(self, model_folder, chats, folder, tmp_path):
-        arguments = {"concepts": folder}
-        check_leaves_nothing(model_folder, chats, tmp_path, "random_steering", arguments)

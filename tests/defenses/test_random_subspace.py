@@ -6,7 +6,6 @@ from narrowly.defenses import make_defenses
 from narrowly.files import read_json
 from narrowly.training import train
 from tests.defenses.concepts import make_concept
-from tests.defenses.training import check_leaves_nothing, check_zero_is_undefended
 from tests.tiny import tiny_model
 
 
@@ -67,12 +66,3 @@ def test_the_record_says_that_it_is_random(recipe, concepts):
     assert [*entry["concepts"]] == ["random0-persona"]
     [kept] = load_concepts(run.path / "concepts")
     assert kept.provenance.finder == "random"
-
-
-def test_strength_zero_trains_as_undefended(recipe, concepts):
-    check_zero_is_undefended(recipe, "random_subspace", {"concepts": str(concepts)}, "strength")
-
-
-def test_nothing_is_left_of_it(model_folder, chats, concepts, tmp_path):
-    arguments = {"concepts": str(concepts)}
-    check_leaves_nothing(model_folder, chats, tmp_path, "random_subspace", arguments)
