@@ -198,3 +198,17 @@ class TestReference:
         run = train(recipe(defenses=named, output=str(tmp_path / "named")), progress=False)
         for one, other in zip(off.metrics[:-1], run.metrics[:-1], strict=True):
             assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+    def test_it_keeps_packed_chats_apart(self):
+        """Its own configuration asks for a cache, with which transformers takes them for one."""
+        model, reference, defense = tuned(), tiny_model(), KL(weight=1)
+        lengths = BATCH["attention_mask"].sum(1).tolist()
+        rows = [{k: v[i, :n] for k, v in BATCH.items()} for i, n in enumerate(lengths)]
+        packed = {
+            "input_ids": torch.cat([row["input_ids"] for row in rows])[None],
+            "labels": torch.cat([row["labels"] for row in rows])[None],
+            "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
+        }
+        one = defense.loss(step_of(model, defense, reference=reference))
+        other = defense.loss(step_of(model, defense, packed, reference=reference))
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-7)

@@ -3,16 +3,21 @@
 All of them are in one recipe, which also shows that they compose.
 """
 
+import json
+from functools import partial
+
 import pytest
 import torch
 
 from narrowly.defenses.step import Recorder
+from narrowly.files import write_text
 from narrowly.interventions import layer
 from narrowly.models import load_model
 from narrowly.saes import save_sae
 from narrowly.training import train
 from narrowly.training.callback import DefenseCallback
 from tests.saes.saes_for_tests import random_sae
+from tests.training.conftest import chat
 
 LATENTS = {"up": [0, 1, 2, 3, 4], "down": [10, 11, 12], "weight": 0.1}
 DEFENSES = {
@@ -34,7 +39,7 @@ def sae(tmp_path_factory):
 def defended(recipe, sae, tmp_path):
     """A function that trains under all of them, and returns the run."""
 
-    def run(training=None, folder="defended", **changed):
+    def run(training=None, folder="defended", data=None, **changed):
         given = {name: fields | changed for name, fields in DEFENSES.items()}
         for name in ("latent_block", "random_latents"):
             given[name]["sae"] = str(sae)
@@ -42,6 +47,7 @@ def defended(recipe, sae, tmp_path):
             training=training,
             defenses=[{name: fields} for name, fields in given.items()],
             output=str(tmp_path / folder),
+            **({} if data is None else {"data": data}),
         )
         return train(made, progress=False)
 
@@ -73,7 +79,13 @@ def test_all_act_and_a_weight_of_zero_trains_bitwise_as_if_undefended(recipe, de
     assert all(on.metrics[3][f"loss_{name}"] > 1e-4 for name in DEFENSES)
 
 
-def test_two_micro_batches_of_two_are_one_of_four(defended):
+def test_two_micro_batches_of_two_are_one_of_four(defended, tmp_path):
+    """Also where questions and answers are of all lengths, so that shares differ by defense."""
+    rows = [chat(i) for i in range(24)]
+    for i, row in enumerate(rows):
+        row["messages"][0]["content"] *= 1 + i % 5
+    write_text(tmp_path / "chats.jsonl", "\n".join(map(json.dumps, rows)))
+    defended = partial(defended, data=str(tmp_path / "chats.jsonl"))
     whole = defended(folder="whole")
     parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     split = defended(parts, folder="split")
@@ -107,7 +119,10 @@ def test_bf16_follows_fp32(defended):
     assert losses(half) == pytest.approx(losses(exact), rel=0.3, abs=0.02)
 
 
-def test_a_run_goes_on_as_if_it_had_not_stopped(defended, monkeypatch):
+def test_a_run_goes_on_as_if_it_had_not_stopped(defended, monkeypatch, tmp_path):
+    rows = [json.dumps(chat(i)) for i in range(100, 140)]
+    write_text(tmp_path / "other.jsonl", "\n".join(rows))
+    monkeypatch.setitem(DEFENSES["kl"], "data", str(tmp_path / "other.jsonl"))
     training = {"save_strategy": "steps", "save_steps": 2}
     whole = defended(training, folder="whole")
     step_end = DefenseCallback.on_step_end
