@@ -1,5 +1,7 @@
 """The same defenses in a user's own Trainer: transformers' and trl's."""
 
+from importlib import import_module
+
 import pytest
 import torch
 import yaml
@@ -239,3 +241,14 @@ def test_interventions_find_their_tokens_in_packed_rows(sft, chats, which):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     if which != "last":  # whose logits predict nothing
         assert abs(losses[0] - undefended.state.log_history[0]["loss"]) > 1e-3
+
+
+def test_a_run_whose_weights_cannot_be_saved_leaves_nothing(recipe, entries, monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("narrowly.training.train"), "_save_weights", full)
+        with pytest.raises(OSError, match="No space left"):
+            train(recipe(defenses=entries), progress=False)
+    assert not (tmp_path / "run").exists()

@@ -15,7 +15,9 @@ from narrowly.training.recipe import Recipe
 # May change without making it another run: where it lies, and what is measured afterwards.
 FREE = {"output", "evals"}
 
-WRITTEN_FIRST = ("recipe.yaml", "reproduce.json", "metrics.jsonl")
+WRITTEN_FIRST = ("recipe.yaml", "reproduce.json", "metrics.jsonl", "defenses.json")
+"""Files that lie there before the weights do; then folders that do."""
+FOLDERS_FIRST = ("checkpoints", "concepts", "at_test_time")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Run:
         if self.empty:
             for name in WRITTEN_FIRST:
                 (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+            for name in FOLDERS_FIRST:
+                shutil.rmtree(self.path / name, ignore_errors=True)
             if self.path.is_dir() and not any(self.path.iterdir()):
                 self.path.rmdir()
 
