@@ -40,7 +40,7 @@ def logged_steps(run: Path) -> int:
     return sum('"loss"' in line for line in lines)
 
 
-def wait_until(true: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
