@@ -48,13 +48,13 @@ from trl import SFTConfig
 
 from interventions import compare
 from narrowly.concepts import Concept, Provenance, Subspace, Verdict
-from narrowly.data import load_chats, tokenize
+from narrowly.data import tokenize
 from narrowly.defenses import make_defenses
 from narrowly.files import write_text
 from narrowly.models import fingerprint
 from narrowly.organisms.tokenizer import CHAT_TEMPLATE, END, PAD, ROLES, UNKNOWN
 from narrowly.saes import SAE, TopK, save_sae
-from narrowly.training import defend
+from narrowly.training import defend, prepare_data
 from narrowly.training.trainer import make_trainer
 
 # width, blocks, heads, key-value heads, inner width, vocabulary; rows and tokens of a batch
@@ -156,7 +156,7 @@ def arms(model: LlamaForCausalLM, folder: Path, tokens: int) -> dict[str, list[d
     some = [concept(model, three, 4, "undesired")]
     one = [concept(model, three[1:2], 1, "undesired")]
     kept = [concept(model, three, 4, "keep")]
-    benign = write_chats(folder / "benign.jsonl", 64, tokens, seed=1)
+    benign = write_chats(folder / "benign.jsonl", 64, tokens, seed=1)  # of the same length
     generator = torch.Generator().manual_seed(0)
     encoder = torch.randn(width, 8 * width, generator=generator) / width**0.5
     sae = SAE(encoder, torch.zeros(8 * width), encoder.T.clone(), torch.zeros(width), TopK(32))
@@ -187,7 +187,7 @@ def arms(model: LlamaForCausalLM, folder: Path, tokens: int) -> dict[str, list[d
             {"ablate": {"concepts": some}},
         ],
         "interleave": [{"interleave": line}],
-        "inoculate": [{"inoculate": {}}],
+        "inoculate": [{"inoculate": {"line": " ".join(words()[:9])}}],  # of nine tokens
     }
 
 
@@ -206,13 +206,8 @@ class Arm(TrainerCallback):
         self.shared = sum(p.nbytes for p in model.parameters())
         own = twin(model)
         defenses = make_defenses(entries)
-        for defense in defenses:
-            defense.bind(own, tok, 0)
-        chats = load_chats(data)
-        for defense in defenses:
-            if defense.opens("prepare_data"):
-                chats = defense.prepare_data(chats)
-        rows, cuda = tokenize(chats, tok), options.device != "cpu"
+        rows = tokenize(prepare_data(data, defenses, own, tok), tok)
+        cuda = options.device != "cpu"
         arguments = SFTConfig(
             output_dir=options.folder,
             max_steps=10**6,
