@@ -46,6 +46,6 @@ def test_an_unknown_plugin_names_the_nearest():
 
     with pytest.raises(NarrowlyError, match="Did you mean"):
         DEFENSES["ablat"]
-    assert DEFENSES.names() == ["ablate", "interleave"]
+    assert {"ablate", "interleave"} <= {*DEFENSES.names()}
     with pytest.raises(ValueError, match="registered twice"):
         DEFENSES.register("ablate")(object)
