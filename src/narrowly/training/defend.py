@@ -21,7 +21,7 @@ from narrowly.interventions.sites import bare
 from narrowly.registry import unknown
 from narrowly.settings import Entry, FieldError, read_settings
 from narrowly.training.callback import DefenseCallback
-from narrowly.training.inputs import open_first_door
+from narrowly.training.doors import open_first_door
 from narrowly.training.recipe import Recipe
 
 Given = str | Path | Sequence[Defense | Entry | str]

@@ -12,6 +12,7 @@ from narrowly.data import find_leaks, fingerprint, load_chats
 from narrowly.defenses import Defense
 from narrowly.errors import NarrowlyError
 from narrowly.models import same_model
+from narrowly.training.doors import open_first_door
 from narrowly.training.recipe import Recipe
 from narrowly.training.run import Run
 
@@ -51,22 +52,6 @@ def prepare_chats(
         if leaks and main:
             logger.warning(leaks.describe(recipe.data, recipe.validation))
     return chats, record
-
-
-def open_first_door(chats: Dataset, defenses: Sequence[Defense]) -> Dataset:
-    """Chats (column `messages`) after the defenses' first door.
-
-    Raises:
-        NarrowlyError: a defense that changed none of them.
-    """
-    for defense in defenses:
-        if defense.opens("prepare_data"):
-            before = fingerprint(chats)
-            chats = defense.prepare_data(chats)
-            if fingerprint(chats) == before:
-                raise defense.idle("prepare_data", "row")
-            defense._prepared = True
-    return chats
 
 
 def check_same_inputs(run: Run, record: dict[str, Any]) -> None:
