@@ -29,8 +29,9 @@ from narrowly.evals import Interval, interval
 from narrowly.files import write_text
 from narrowly.organisms import organism
 from narrowly.report.variants import Variant
+from narrowly.report.verdict import Verdicts
 from narrowly.report.verdict_csv import verdicts_csv
-from narrowly.report.verdicts import Verdicts, verdicts
+from narrowly.report.verdicts import verdicts
 from narrowly.saes.training import train_sae
 from narrowly.sweeps.file import Sweep
 from narrowly.training import Recipe, train

@@ -122,6 +122,26 @@ class Defense(BaseModel):
         )
 
 
+class Referenced(Defense):
+    """A defense whose loss compares with the model as it was before the fine-tune.
+
+    Attributes:
+        reference: the model to compare with. None: the one that is trained, its adapter off; a full
+            fine-tune must name one. All defenses of a run share it.
+    """
+
+    reference: str | None = None
+
+    def refuses(self, other: Defense) -> str | None:
+        """Two references would cost two models."""
+        if isinstance(other, Referenced) and other.reference != self.reference:
+            return (
+                f"compares with another reference ({other.reference}) than another defense of this "
+                f"recipe ({self.reference}). Give all of them the same."
+            )
+        return None
+
+
 DEFENSES: Registry[type[Defense]] = Registry("defense", "narrowly.defenses")
 
 

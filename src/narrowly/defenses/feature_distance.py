@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from narrowly.defenses.base import DEFENSES
-from narrowly.defenses.step import Referenced, Step, real, squared_distance
+from narrowly.defenses.base import DEFENSES, Referenced
+from narrowly.defenses.step import Step, real, squared_distance
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Site, decoder_layers, layer
 

@@ -22,9 +22,9 @@ from narrowly.data import (
     tokenize,
     tokenize_texts,
 )
-from narrowly.defenses.base import DEFENSES
+from narrowly.defenses.base import DEFENSES, Referenced
 from narrowly.defenses.head import Head, last_hidden
-from narrowly.defenses.step import Referenced, Step
+from narrowly.defenses.step import Step
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Site
 

@@ -12,9 +12,9 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from narrowly.concepts.latents import PlacedSAE, latent_of, place
-from narrowly.defenses.base import DEFENSES
+from narrowly.defenses.base import DEFENSES, Referenced
 from narrowly.defenses.chosen import OfConcepts
-from narrowly.defenses.step import Referenced, Step, check_trained
+from narrowly.defenses.step import Step, check_trained
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Site, layer
 from narrowly.saes import load_sae

@@ -13,9 +13,9 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from narrowly.defenses.ablate import one_per_site
-from narrowly.defenses.base import DEFENSES, Defense
+from narrowly.defenses.base import DEFENSES, Defense, Referenced
 from narrowly.defenses.chosen import OfConcepts
-from narrowly.defenses.step import Referenced, Step, check_trained, real
+from narrowly.defenses.step import Step, check_trained, real
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Add, Intervention, ProjectOut, Site, resolve
 from narrowly.interventions.sites import ResolvedSite

@@ -14,31 +14,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from narrowly.defenses.base import Defense
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Captured, Site, capture, eval_mode, resolve
 from narrowly.interventions.sites import read
 from narrowly.models import adapter_off, load_model
-
-
-class Referenced(Defense):
-    """A defense whose loss compares with the model as it was before the fine-tune.
-
-    Attributes:
-        reference: the model to compare with. None: the one that is trained, its adapter off; a full
-            fine-tune must name one. All defenses of a run share it.
-    """
-
-    reference: str | None = None
-
-    def refuses(self, other: Defense) -> str | None:
-        """Two references would cost two models."""
-        if isinstance(other, Referenced) and other.reference != self.reference:
-            return (
-                f"compares with another reference ({other.reference}) than another defense of this "
-                f"recipe ({self.reference}). Give all of them the same."
-            )
-        return None
 
 
 class Recorder:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from narrowly.data import ChatTemplate
 from narrowly.data.templates import PROBE
-from narrowly.defenses.base import DEFENSES
-from narrowly.defenses.step import Referenced, Step, check_trained, real
+from narrowly.defenses.base import DEFENSES, Referenced
+from narrowly.defenses.step import Step, check_trained, real
 from narrowly.errors import NarrowlyError
 from narrowly.interventions import Site, decoder_layers, layer, resolve
 

@@ -9,7 +9,8 @@ from narrowly.report.arms import Arm, read_arms
 from narrowly.report.choose import choose
 from narrowly.report.compare import Comparison, compare, summarise
 from narrowly.report.evidence import Finding, evidence
-from narrowly.report.verdicts import Verdicts, verdicts
+from narrowly.report.verdict import Verdicts
+from narrowly.report.verdicts import verdicts
 
 __all__ = [
     "Arm",

@@ -6,14 +6,12 @@ import csv
 import json
 from collections.abc import Iterable, Sequence
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from narrowly.evals import Interval, difference, interval
 from narrowly.report.criteria import matched
 from narrowly.report.variants import Variant, control_of, undefended_of
-
-if TYPE_CHECKING:
-    from narrowly.report.verdicts import Verdicts
+from narrowly.report.verdict import Verdicts
 
 ENDS = ("mean", "low", "high")
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from narrowly.report.evidence import ENOUGH_SEEDS, Finding
-
-if TYPE_CHECKING:
-    from narrowly.report.verdicts import Verdict, Verdicts
+from narrowly.report.verdict import Verdict, Verdicts
 
 
 def verdict_evidence(found: Verdicts) -> list[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Template
 
@@ -17,10 +17,9 @@ from narrowly.report.numbers import UNMEASURED
 from narrowly.report.page import environment
 from narrowly.report.telling import MINUS, added, ends, missing_cells, percent
 from narrowly.report.variants import Variant, control_of, undefended_of
+from narrowly.report.verdict import Verdict, Verdicts
+from narrowly.report.verdict_evidence import verdict_evidence
 from narrowly.report.verdict_table import measured_criteria
-
-if TYPE_CHECKING:
-    from narrowly.report.verdicts import Verdict, Verdicts
 
 ROLES = {
     "undefended": "undefended",
@@ -37,6 +36,7 @@ def verdict_page(found: Verdicts) -> str:
         found=found,
         headline=headline(found),
         criteria=measured_criteria(found),
+        findings=verdict_evidence(found),
         charts=[Chart(traded) for traded in found.tradeoffs],
         tasks=[_task(found, name) for name in found.record.tasks if _has(found, name)],
         missing=missing_cells(found.missing),

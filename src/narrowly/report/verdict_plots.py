@@ -19,7 +19,7 @@ from narrowly.report.tradeoff import Tradeoff
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from narrowly.report.verdicts import Verdict, Verdicts
+    from narrowly.report.verdict import Verdict, Verdicts
 
 ROLES = {
     "undefended": MISALIGNED,

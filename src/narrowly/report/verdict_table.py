@@ -15,10 +15,11 @@ from narrowly.report.criteria import CRITERIA, Judged
 from narrowly.report.numbers import UNMEASURED, number
 from narrowly.report.table import evidence_list
 from narrowly.report.telling import added, ends, missing_cells, percent
+from narrowly.report.verdict_evidence import verdict_evidence
 
 if TYPE_CHECKING:
     from narrowly.report.tradeoff import Tradeoff
-    from narrowly.report.verdicts import Verdict, Verdicts
+    from narrowly.report.verdict import Verdict, Verdicts
 
 MARKS = {
     "yes": ("✓", "green"),
@@ -53,7 +54,7 @@ def told(found: Verdicts) -> Iterator[RenderableType]:
         if traded.swept and traded.matched:
             yield _matched(traded, found)
     yield Text("\nEvidence", "bold")
-    yield evidence_list(found.findings)
+    yield evidence_list(verdict_evidence(found))
     yield from _missing(found)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Group
@@ -13,74 +11,25 @@ from rich.console import Group
 from narrowly.errors import NarrowlyError
 from narrowly.evals import Interval, Metric, interval
 from narrowly.files import write_text
-from narrowly.report.arms import Role
 from narrowly.report.choose import choose
-from narrowly.report.criteria import Judged, judge
+from narrowly.report.criteria import judge
 from narrowly.report.evidence import Finding
-from narrowly.report.sweep import Cell, SweepRecord, Task
-from narrowly.report.tradeoff import Tradeoff, tradeoffs
+from narrowly.report.sweep import SweepRecord, Task
+from narrowly.report.tradeoff import tradeoffs
 from narrowly.report.variants import Variant, read_variants, undefended_of
+from narrowly.report.verdict import Verdict, Verdicts
 from narrowly.report.verdict_csv import metrics_csv, verdicts_csv
 from narrowly.report.verdict_evidence import verdict_evidence
 from narrowly.report.verdict_table import told
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One arm under one setting, judged over tasks.
-
-    Attributes:
-        arm, setting, label, role: what it is.
-        variants: what was measured of it, by task.
-        criteria: over the reported tasks, by name, as in `criteria.CRITERIA`; of the undefended arm
-            only "coherent", as the others hold it against itself.
-        each: the same of each task by itself, by task.
-        time, memory: over undefended's, paired by task and seed; 1.0 is as much.
-    """
-
-    arm: str
-    setting: dict[str, Any]
-    label: str
-    role: Role
-    variants: dict[str, Variant]
-    criteria: dict[str, Judged]
-    each: dict[str, dict[str, Judged]]
-    time: Interval | None
-    memory: Interval | None
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """A sweep, judged; prints itself with rich.
-
-    Attributes:
-        folder: of the sweep.
-        record: its `sweep.json`.
-        verdicts: in the order of the sweep's arms; of arms under several settings the chosen one,
-            or each where none was to be chosen.
-        variants: everything that was measured.
-        reported: the tasks that the verdicts rest on.
-        missing: cells that are not done.
-        tradeoffs: of each task that is not benign, by each measure of what is learned.
-    """
-
-    folder: Path
-    record: SweepRecord
-    verdicts: tuple[Verdict, ...]
-    variants: tuple[Variant, ...]
-    reported: dict[str, Task]
-    missing: tuple[Cell, ...]
-    tradeoffs: tuple[Tradeoff, ...]
+class VerdictReport(Verdicts):
+    """The verdicts, printed with rich and written as files."""
 
     @property
     def findings(self) -> list[Finding]:
         """What the verdicts rest on, present or missing."""
         return verdict_evidence(self)
-
-    @property
-    def chosen_on(self) -> str | None:
-        """The task on which settings were chosen, if any; its figures are flattered by that."""
-        return self.record.choose_on
 
     def __rich__(self) -> Group:
         return Group(*told(self))
@@ -107,7 +56,7 @@ class Verdicts:
 
 def verdicts(
     folder: str | Path, out: str | Path | None = None, *, progress: bool = False
-) -> Verdicts:
+) -> VerdictReport:
     """Judge a sweep by what is done of it.
 
     Args:
@@ -139,7 +88,7 @@ def verdicts(
         if not task.benign
         for each in tradeoffs(name, task, variants)
     ]
-    found = Verdicts(
+    found = VerdictReport(
         folder, record, tuple(own), tuple(variants), reported, tuple(missing), tuple(traded)
     )
     if out is not None:

@@ -16,8 +16,8 @@ from transformers.trainer_callback import ExportableState
 
 from narrowly.defenses import DEFENSES, DOORS, Defense
 from narrowly.defenses.ablate import Concepts, Options, make_ablate
-from narrowly.defenses.base import bind_all
-from narrowly.defenses.step import Recorder, Reference, Referenced, Step
+from narrowly.defenses.base import Referenced, bind_all
+from narrowly.defenses.step import Recorder, Reference, Step
 from narrowly.errors import NarrowlyError
 from narrowly.files import write_json
 from narrowly.interventions import Attachment, Intervention, attach, save_interventions
