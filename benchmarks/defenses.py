@@ -82,7 +82,9 @@ def markdown(found: Verdicts, record: dict[str, Any]) -> str:
         "and prompts. Shares in percent, loss in nats per token of held-out chats, time over "
         "undefended with two runs at a time. `defenses.csv` holds the verdicts.",
     ]
-    lines += [f"Missing: {cell.path} ({cell.why})" for cell in found.missing]
+    for why in dict.fromkeys(cell.why for cell in found.missing):
+        cells = [cell for cell in found.missing if cell.why == why]
+        lines += ["", f"Missing: {len(cells)} cells as {cells[0].path}: {why}"]
     for name, task in found.record.tasks.items():
         told = "; settings were chosen here" if name == found.chosen_on else ""
         kind = "benign task" if task.benign else "fine-tuned narrowly"

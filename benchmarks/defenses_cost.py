@@ -404,7 +404,7 @@ def main() -> None:
     parser.add_argument("--size", nargs="*", choices=list(SIZES), default=["small", "medium"])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", nargs="*", help="these variants beside undefended")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     datasets.disable_progress_bars()

@@ -6,7 +6,6 @@ All of them are in one recipe, on schedules, which also shows that they compose.
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from narrowly.concepts import save_concepts
@@ -16,6 +15,13 @@ from narrowly.models import load_model
 from narrowly.training import defend, train
 from narrowly.training.callback import DefenseCallback
 from tests.defenses.concepts import make_concept
+from tests.defenses.invariance import (
+    assert_same_weights,
+    assert_split_is_whole,
+    losses,
+    test_gradient_checkpointing_changes_nothing,  # noqa: F401
+    test_packed_chats_are_those_of_a_padded_batch,  # noqa: F401
+)
 
 WARMING = [[0, 0.0], [0.5, 1.0]]
 DEFENSES = {
@@ -56,21 +62,6 @@ def defended(recipe, concepts, tmp_path):
 
 def entries(concepts) -> list[dict]:
     return [{name: {"concepts": concepts, **given}} for name, given in DEFENSES.items()]
-
-
-def weights(run) -> dict[str, torch.Tensor]:
-    return load_file(run.path / "adapter" / "adapter_model.safetensors")
-
-
-def losses(run) -> list[float]:
-    return [
-        entry[name] for name in ("loss", "loss_protect") for entry in run.metrics if "loss" in entry
-    ]
-
-
-def assert_same_weights(one, other, **tolerance):
-    for name, weight in weights(one).items():
-        torch.testing.assert_close(weight, weights(other)[name], **tolerance)
 
 
 def test_all_act_and_say_so(defended):
@@ -127,32 +118,7 @@ def hooks(module) -> int:
 
 
 def test_two_micro_batches_of_two_are_one_of_four(defended):
-    whole = defended(folder="whole")
-    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    split = defended(parts, folder="split")
-    first = [entry["loss"] for entry in whole.metrics if "loss" in entry]
-    assert [e["loss"] for e in split.metrics if "loss" in e] == pytest.approx(first, rel=1e-5)
-    assert_same_weights(whole, split, rtol=1e-2, atol=1e-4)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(defended, reentrant):
-    kept = defended(folder="kept")
-    training = {
-        "activation_checkpointing": True,
-        "activation_checkpointing_kwargs": {"use_reentrant": reentrant},
-    }
-    again = defended(training, folder="again")
-    assert losses(again) == pytest.approx(losses(kept), rel=1e-5)
-    assert_same_weights(kept, again, rtol=1e-3, atol=1e-6)
-
-
-def test_packed_chats_are_those_of_a_padded_batch(defended):
-    """All 24 chats in every step, padded in one batch or packed into rows."""
-    common = {"max_steps": 3, "per_device_train_batch_size": 24}
-    padded = defended(common, folder="padded")
-    packed = defended({**common, "packing": True, "max_length": 256}, folder="packed")
-    assert losses(packed) == pytest.approx(losses(padded), rel=1e-3)
+    assert_split_is_whole(defended)
 
 
 def test_bf16_follows_fp32(defended):

@@ -16,6 +16,13 @@ from narrowly.models import load_model
 from narrowly.saes import save_sae
 from narrowly.training import train
 from narrowly.training.callback import DefenseCallback
+from tests.defenses.invariance import (
+    assert_same_weights,
+    assert_split_is_whole,
+    losses,
+    test_gradient_checkpointing_changes_nothing,  # noqa: F401
+    test_packed_chats_are_those_of_a_padded_batch,  # noqa: F401
+)
 from tests.saes.saes_for_tests import random_sae
 from tests.training.conftest import chat
 
@@ -54,21 +61,6 @@ def defended(recipe, sae, tmp_path):
     return run
 
 
-def losses(run) -> list[float]:
-    """The task's and each defense's, step by step."""
-    names = ["loss", *(f"loss_{name}" for name in DEFENSES)]
-    return [entry[name] for name in names for entry in run.metrics if "loss" in entry]
-
-
-def weights(run) -> dict[str, torch.Tensor]:
-    return {name: p for name, p in load_model(run.path)[0].named_parameters() if "lora" in name}
-
-
-def assert_same_weights(one, other, **tolerance):
-    for name, weight in weights(one).items():
-        torch.testing.assert_close(weight, weights(other)[name], **tolerance)
-
-
 def test_all_act_and_a_weight_of_zero_trains_bitwise_as_if_undefended(recipe, defended, tmp_path):
     undefended = train(recipe(output=str(tmp_path / "plain")), progress=False)
     off, on = defended(folder="off", weight=0.0), defended()
@@ -86,32 +78,7 @@ def test_two_micro_batches_of_two_are_one_of_four(defended, tmp_path):
         row["messages"][0]["content"] *= 1 + i % 5
     write_text(tmp_path / "chats.jsonl", "\n".join(map(json.dumps, rows)))
     defended = partial(defended, data=str(tmp_path / "chats.jsonl"))
-    whole = defended(folder="whole")
-    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    split = defended(parts, folder="split")
-    first = [entry["loss"] for entry in whole.metrics if "loss" in entry]
-    assert [e["loss"] for e in split.metrics if "loss" in e] == pytest.approx(first, rel=1e-5)
-    assert_same_weights(whole, split, rtol=1e-2, atol=1e-4)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(defended, reentrant):
-    kept = defended(folder="kept")
-    training = {
-        "activation_checkpointing": True,
-        "activation_checkpointing_kwargs": {"use_reentrant": reentrant},
-    }
-    again = defended(training, folder="again")
-    assert losses(again) == pytest.approx(losses(kept), rel=1e-5)
-    assert_same_weights(kept, again, rtol=1e-3, atol=1e-6)
-
-
-def test_packed_chats_are_those_of_a_padded_batch(defended):
-    """All 24 chats in every step, padded in one batch or packed into rows."""
-    common = {"max_steps": 3, "per_device_train_batch_size": 24}
-    padded = defended(common, folder="padded")
-    packed = defended({**common, "packing": True, "max_length": 256}, folder="packed")
-    assert losses(packed) == pytest.approx(losses(padded), rel=1e-3)
+    assert_split_is_whole(defended)
 
 
 def test_bf16_follows_fp32(defended):
